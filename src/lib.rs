@@ -93,6 +93,9 @@ pub mod hub;
 /// Settings from the command line, the environment and a file.
 pub mod config;
 
+/// Synthetic data: the stages of a recipe, and the data sets for trainers.
+pub mod synth;
+
 /// Opens the devices, plans the memory, loads the weights and starts the engine.
 pub mod launch;
 

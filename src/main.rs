@@ -43,6 +43,7 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(&args, log),
         Command::Plan(args) => commands::plan::run(args, log),
         Command::Simulate(args) => commands::simulate::run(*args, log),
+        Command::Synth(args) => commands::synth::run(&args),
         Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args, log),
         Command::Bench(BenchCommand::Host(args)) => bench::host_overhead::run(&args),
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),

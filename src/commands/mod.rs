@@ -10,3 +10,4 @@ pub mod eval;
 pub mod plan;
 pub mod serve;
 pub mod simulate;
+pub mod synth;

@@ -1,13 +1,15 @@
 //! `octant serve`: starts the engine and the server, and shuts both down.
 
+use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use axum::http::StatusCode;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Signal, getpid, getrlimit, kill_process, setrlimit};
 
 use crate::batch::Store;
 use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
@@ -52,7 +54,8 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let workers = config.device.threads().clamp(1, 4);
     let device = &config.device;
     let device_threads = device.ranks() + device.threads() + device.mask_threads();
-    check_threads(workers + device_threads + OTHER_THREADS)?;
+    let stdin_thread = usize::from(config.timeouts.stop_with_stdin);
+    check_threads(workers + device_threads + OTHER_THREADS + stdin_thread)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
         .enable_all()
@@ -61,6 +64,9 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // The signal handlers are installed first: the kernel drops a signal to process 1 of a container while
     // the process has no handler for the signal.
     let mut signals = runtime.block_on(async { server::signals() }).context("cannot wait for signals")?;
+    if config.timeouts.stop_with_stdin {
+        stop_with_stdin().context("--stop-with-stdin")?;
+    }
     let status = ServerStatus::new(config.timeouts.stall_timeout);
     for note in &config.notes {
         tracing::warn!("{note}");
@@ -105,6 +111,17 @@ pub fn run(config: ServeArgs, log: &Log) -> anyhow::Result<ExitCode> {
     let (ended, joined) = ended?;
     recorded?;
     Ok(stopped(ended, ended != Ended::Early && !joined))
+}
+
+/// Sends this process SIGTERM when standard input ends.
+fn stop_with_stdin() -> io::Result<()> {
+    let wait = || {
+        // An input that cannot be read is at its end, too.
+        _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        tracing::info!("standard input has ended");
+        _ = kill_process(getpid(), Signal::TERM);
+    };
+    thread::Builder::new().name("stdin".to_owned()).spawn(wait).map(drop)
 }
 
 fn stopped(ended: Ended, in_a_step: bool) -> ExitCode {

@@ -47,8 +47,9 @@ pub(crate) struct BatchRunArgs {
     /// Maximum requests in flight, of each server with --endpoint [default: twice --max-num-seqs, or 64]
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub(crate) concurrency: Option<usize>,
-    /// Base URL of a running server that answers the requests in place of a model here, with or without /v1;
-    /// plain HTTP only. It can be given several times: the servers share the file
+    /// Base URL of a running server that answers the requests in place of a model here, with or without
+    /// /v1. It can be given several times: the servers share the file. For https, SSL_CERT_FILE can name a
+    /// file of root certificates
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Vec<String>,
     /// Maximum seconds of a request to a server

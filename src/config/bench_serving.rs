@@ -10,7 +10,8 @@ use super::parsers::{at_least_1, positive, whole};
 /// Arguments of `octant bench serving`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchServingArgs {
-    /// Base URL of the server, with or without /v1; plain HTTP only
+    /// Base URL of the server, with or without /v1. For https, SSL_CERT_FILE can name a file of root
+    /// certificates
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub(crate) url: String,
     /// Endpoint to call

@@ -8,7 +8,8 @@ use super::parsers::{at_least_1, json_object};
 /// Arguments of `octant chat`.
 #[derive(Debug, Clone, Args)]
 pub struct ChatArgs {
-    /// Base URL of the server, with or without /v1; plain HTTP only
+    /// Base URL of the server, with or without /v1. For https, SSL_CERT_FILE can name a file of root
+    /// certificates
     #[arg(value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub(crate) url: String,
     /// Model name [default: the first name that /v1/models lists]

@@ -6,7 +6,7 @@ use clap_complete::Shell;
 use super::parsers::boolean;
 use super::{
     BatchFileArgs, BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs,
-    EvalCommand, ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs,
+    EvalCommand, ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -39,6 +39,9 @@ pub enum Command {
     Plan(PlanArgs),
     /// Simulate serving on a modelled GPU, in virtual time.
     Simulate(Box<SimulateArgs>),
+    /// Make synthetic data by a recipe: topics, prompts, dialogues, responses, scores, preference pairs, and
+    /// data sets for trainers. After an interruption, the same command continues.
+    Synth(SynthArgs),
     /// Run a benchmark.
     #[command(subcommand)]
     Bench(BenchCommand),

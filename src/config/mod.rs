@@ -30,6 +30,7 @@ mod serve;
 mod simulate;
 mod size;
 mod spellings;
+mod synth;
 
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
@@ -56,3 +57,4 @@ pub(crate) use serve::{AdmissionArgs, NetworkArgs, SchedulingArgs};
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
+pub use synth::SynthArgs;

@@ -396,6 +396,17 @@ pub(crate) struct TimeoutArgs {
         value_parser = seconds
     )]
     pub(crate) drain_timeout: Duration,
+    /// Shut down when standard input ends, as after SIGTERM. A program that starts the server with a pipe
+    /// there leaves no server behind, even if it is killed
+    #[arg(
+        long,
+        env = "OCTANT_STOP_WITH_STDIN",
+        value_name = "BOOL",
+        default_value_t = false,
+        action = ArgAction::Set,
+        value_parser = boolean
+    )]
+    pub(crate) stop_with_stdin: bool,
 }
 
 impl ModelArgs {

@@ -5,6 +5,8 @@ use http_body_util::Full;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Uri};
 
+use super::tls::{Tls, TlsError};
+
 /// A server cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TargetError {
@@ -16,9 +18,9 @@ pub enum TargetError {
         /// Reason.
         why: String,
     },
-    /// The URL is https.
-    #[error("https is not supported: use http, or put a TLS proxy between client and server")]
-    Https,
+    /// The URL is https, and TLS cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The API key is not a valid header value.
     #[error("the API key has characters that are not allowed in a header")]
     Key,
@@ -30,6 +32,8 @@ pub struct Target {
     pub(super) authority: String,
     /// Host and port to connect to.
     pub(super) address: String,
+    /// Settings of TLS, for https.
+    pub(super) tls: Option<Tls>,
     /// Path before `/v1`.
     prefix: String,
     key: Option<HeaderValue>,
@@ -39,15 +43,16 @@ impl Target {
     /// Parses the URL of a server, with or without `/v1` at its end.
     ///
     /// # Errors
-    /// The URL is not valid or is https, or the key is not a valid header value.
+    /// The URL is not valid, the key is not a valid header value, or the root certificates for https cannot
+    /// be read.
     pub fn parse(url: &str, key: Option<&str>) -> Result<Self, TargetError> {
         let bad = |why: &str| TargetError::Url { url: url.to_owned(), why: why.to_owned() };
         let uri: Uri = url.parse().map_err(|error: hyper::http::uri::InvalidUri| bad(&error.to_string()))?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => return Err(TargetError::Https),
-            _ => return Err(bad("expected http:// at the start")),
-        }
+        let (is_encrypted, port) = match uri.scheme_str() {
+            Some("http") => (false, 80),
+            Some("https") => (true, 443),
+            _ => return Err(bad("expected http:// or https:// at the start")),
+        };
         let authority = uri.authority().ok_or_else(|| bad("expected a host"))?;
         if uri.query().is_some() || authority.as_str().contains('@') {
             return Err(bad("expected neither query nor password"));
@@ -56,11 +61,12 @@ impl Target {
         let key = key.map(|key| {
             let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| TargetError::Key)?;
             value.set_sensitive(true);
-            Ok(value)
+            Ok::<_, TargetError>(value)
         });
         Ok(Self {
             authority: authority.to_string(),
-            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80)),
+            address: format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(port)),
+            tls: is_encrypted.then(|| Tls::new(authority.host())).transpose()?,
             prefix: path.strip_suffix("/v1").unwrap_or(path).to_owned(),
             key: key.transpose()?,
         })

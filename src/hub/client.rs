@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use ureq::http::{HeaderMap, Response, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::environment::HubSettings;
 use super::error::{HubError, text_of};
 use super::name::{MAIN, ModelName, is_commit, is_lower_hex};
+use crate::http_client::{CertificateFile, with_hint};
 
 /// Most redirects of one request.
 const MAX_REDIRECTS: usize = 10;
@@ -75,32 +76,8 @@ struct Answer {
 
 impl Client {
     pub(super) fn new(settings: HubSettings, name: ModelName) -> Result<Self, HubError> {
-        let mut tls = TlsConfig::builder();
-        if let Some((variable, path)) = &settings.certificates {
-            let wrong = |text: String| HubError::fatal(format!("{variable}: {}: {text}", path.display()));
-            let pem = std::fs::read(path).map_err(|error| wrong(text_of(&error)))?;
-            let certificates: Vec<Certificate<'static>> = parse_pem(&pem)
-                .filter_map(|item| match item {
-                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
-                    _ => None,
-                })
-                .collect();
-            if certificates.is_empty() {
-                return Err(wrong("expected certificates in PEM format, got none".to_owned()));
-            }
-            tls = tls.root_certs(RootCerts::from(certificates));
-        }
-        let agent = Agent::config_builder()
-            .tls_config(tls.build())
-            .user_agent(concat!("octant/", env!("CARGO_PKG_VERSION")))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .timeout_connect(Some(settings.timeout))
-            .timeout_recv_response(Some(settings.timeout))
-            .timeout_per_read(Some(settings.timeout))
-            .build();
-        Ok(Self { agent: agent.into(), settings, name })
+        let options = AgentOptions { timeout: settings.timeout, connections: None, is_direct: false };
+        Ok(Self { agent: agent(&options, settings.certificates.as_ref())?, settings, name })
     }
 
     /// The page of the model, for people.
@@ -346,16 +323,49 @@ impl Client {
             ureq::Error::HostNotFound => "no such host".to_owned(),
             ureq::Error::ConnectionFailed => "the connection failed".to_owned(),
             ureq::Error::Timeout(_) => format!("no answer within {} s", self.settings.timeout.as_secs()),
-            error => {
-                let text = error.to_string();
-                let hint = match text.contains("certificate") {
-                    true => "; SSL_CERT_FILE names a file of other root certificates",
-                    false => "",
-                };
-                format!("{text}{hint}")
-            }
+            error => with_hint(error.to_string()),
         }
     }
+}
+
+/// Settings of an HTTP client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AgentOptions {
+    /// Time to connect, and time without a byte after which a connection counts as broken.
+    pub(crate) timeout: Duration,
+    /// Connections that stay open for the next requests; absent, the client's default.
+    pub(crate) connections: Option<usize>,
+    /// Whether the proxy of the environment is passed over.
+    pub(crate) is_direct: bool,
+}
+
+/// An HTTP and HTTPS client that returns every status and follows no redirect.
+pub(super) fn agent(
+    options: &AgentOptions,
+    certificates: Option<&CertificateFile>,
+) -> Result<Agent, HubError> {
+    let mut tls = TlsConfig::builder();
+    if let Some(file) = certificates {
+        let roots = file.read().map_err(|error| HubError::fatal(error.to_string()))?;
+        let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+        tls = tls.root_certs(RootCerts::from(roots));
+    }
+    let mut agent = Agent::config_builder()
+        .tls_config(tls.build())
+        .user_agent(concat!("octant/", env!("CARGO_PKG_VERSION")))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .timeout_connect(Some(options.timeout))
+        .timeout_recv_response(Some(options.timeout))
+        .timeout_per_read(Some(options.timeout));
+    if let Some(connections) = options.connections {
+        agent = agent.max_idle_connections(connections).max_idle_connections_per_host(connections);
+    }
+    if options.is_direct {
+        agent = agent.proxy(None);
+    }
+    Ok(agent.build().into())
 }
 
 /// Reads the headers of a file's hash and size.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::error::{HubError, text_of};
+use crate::http_client::{CertificateFile, path_of};
 
 /// The hub without `HF_ENDPOINT`.
 const ENDPOINT: &str = "https://huggingface.co";
@@ -24,8 +25,8 @@ pub(crate) struct HubSettings {
     pub(super) offline: Option<&'static str>,
     /// Time without a byte after which a connection counts as broken.
     pub(super) timeout: Duration,
-    /// The variable that names the file of root certificates, and the file.
-    pub(super) certificates: Option<(&'static str, PathBuf)>,
+    /// The file of root certificates, if a variable names one.
+    pub(super) certificates: Option<CertificateFile>,
 }
 
 /// An access token and its place.
@@ -58,14 +59,7 @@ impl HubSettings {
             ["1", "ON", "YES", "TRUE"].contains(&value.as_str())
         };
         let user = variable("HOME").map(PathBuf::from);
-        // A leading `~` reaches this process where no shell has replaced it, such as in a unit file.
-        let path = |name: &str| {
-            let path = PathBuf::from(variable(name)?);
-            match (path.strip_prefix("~"), &user) {
-                (Ok(rest), Some(user)) => Some(user.join(rest)),
-                _ => Some(path),
-            }
-        };
+        let path = |name: &str| path_of(variable, name);
         let home = path("HF_HOME").or_else(|| {
             let caches = path("XDG_CACHE_HOME").or_else(|| Some(user.as_ref()?.join(".cache")))?;
             Some(caches.join("huggingface"))
@@ -81,14 +75,13 @@ impl HubSettings {
             true => None,
             false => token(&text, path("HF_TOKEN_PATH").or_else(|| Some(home?.join("token"))))?,
         };
-        let certificates = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"];
         Ok(Self {
             endpoint: endpoint(text("HF_ENDPOINT"))?,
             cache,
             token,
             offline: ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| is_on(name)),
             timeout: timeout(text("HF_HUB_DOWNLOAD_TIMEOUT"))?,
-            certificates: certificates.into_iter().find_map(|name| Some((name, path(name)?))),
+            certificates: CertificateFile::named_by(&path),
         })
     }
 }

@@ -34,6 +34,7 @@ use std::sync::atomic::Ordering;
 
 use blob::{BlobDownload, Counters};
 use cache::Cache;
+pub(crate) use client::AgentOptions;
 use client::{Client, FileInfo};
 pub(crate) use environment::HubSettings;
 pub(crate) use error::HubError;
@@ -43,10 +44,19 @@ pub(crate) use name::ModelName;
 pub(crate) use progress::DownloadProgress;
 use progress::{DownloadDisplay, gb};
 
+use crate::http_client::CertificateFile;
 use crate::stdio::ProgressBars;
 
 /// Receives the progress of a download.
 pub(crate) type OnProgress<'a> = &'a mut dyn FnMut(DownloadProgress);
+
+/// An HTTP and HTTPS client with the root certificates that downloads have.
+///
+/// # Errors
+/// The file of root certificates cannot be used.
+pub(crate) fn agent(options: &AgentOptions) -> Result<ureq::Agent, HubError> {
+    client::agent(options, CertificateFile::of_environment().as_ref())
+}
 
 /// The directory of what an operator gave as a model: the path itself, or the snapshot of the model that it
 /// names, which is downloaded as far as it is not in the cache.

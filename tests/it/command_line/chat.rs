@@ -81,7 +81,7 @@ async fn errors_name_what_is_wrong_and_end_with_status_1() {
     let closed = format!("http://{nothing_listens}");
     for (args, env, input, expected) in [
         (&[&*closed][..], &[][..], "a", "cannot reach 127.0.0.1:"),
-        (&["https://example.org"], &[], "a", "https is not supported"),
+        (&["https://exa_mple..org"], &[], "a", "exa_mple..org: expected a host name or an address"),
         (&["ftp://example.org"], &[], "a", "expected http://"),
         (
             &[&url],

@@ -1,0 +1,8 @@
+//! Synthetic data: choices that need no model, data sets for trainers, and the report.
+
+mod decontaminate;
+mod dedup;
+mod exports;
+mod pairs;
+pub mod pipeline;
+mod report;
