@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Fits the head of the demo reward model and measures it. Needs numpy; the models run in `octant serve`.
+
+    octant serve demo/smollm2-135m-instruct &
+    python3 scripts/fit_demo_reward.py answers http://127.0.0.1:8000 ANSWERS.jsonl
+    python3 scripts/fit_demo_reward.py probe demo/reward-probe
+    octant serve demo/reward-probe --quantization none &
+    python3 scripts/fit_demo_reward.py fit http://127.0.0.1:8000 ANSWERS.jsonl
+    python3 scripts/demo_model.py --reward
+    octant serve demo/smollm2-135m-reward &
+    python3 scripts/fit_demo_reward.py measure ANSWERS.jsonl http://127.0.0.1:8000 [URL ...]
+
+`answers` asks the demo model the prompts of scripts/demo_reward_texts.py. `probe` writes a reward model whose
+head is the identity: the values of its head are the hidden state after the final norm. `fit` reads the hidden
+state at the end of each answer and of its spoiled versions from the probe, fits the five values by ridge
+regression without a constant, and writes scripts/demo_reward_head.safetensors. `measure` prints the share of
+held-out pairs (an answer, a spoiled version of it) in which the answer has the higher score; with several
+servers, also the share of pairs that each of them orders as the first does.
+
+The demo reward model is a demonstration: it has seen nothing but these answers and can tell them from their
+spoiled versions. Its scores say nothing else about the quality of a text.
+"""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import demo_model
+import demo_reward_texts as texts
+
+CONCURRENCY = 16
+# Sampling of the answers. An answer that reaches the limit is not used: it is cut already.
+SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 120}
+# Parts of the training prompts of which each is left out once, to choose the strength of the regularisation.
+FOLDS = 5
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["answers", url, out]:
+            answers(url, Path(out))
+        case ["probe", directory]:
+            probe(Path(directory).resolve())
+        case ["fit", url, source]:
+            fit(url, Path(source))
+        case ["measure", source, *urls] if urls:
+            measure(Path(source), urls)
+        case _:
+            sys.exit(__doc__)
+
+
+def post(url: str, body: dict) -> dict:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{url}: {error.code}: {error.read().decode()}")
+
+
+def in_order(call, items: list, what: str):
+    """Yields the results of concurrent calls in the order of the items, and prints how far they are."""
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        for done, result in enumerate(pool.map(call, items), 1):
+            yield result
+            if done % 20 == 0 or done == len(items):
+                print(f"{done} of {len(items)} {what}", file=sys.stderr, flush=True)
+
+
+def answers(url: str, out: Path) -> None:
+    """Asks the demo model every prompt; a second run asks those that the file lacks."""
+    known = {row["prompt"] for row in read(out)} if out.exists() else set()
+    todo = [(seed, row) for seed, row in enumerate(texts.prompts()) if row["prompt"] not in known]
+
+    def ask(item: tuple) -> dict:
+        seed, row = item
+        messages = [{"role": "user", "content": row["prompt"]}]
+        reply = post(f"{url}/v1/chat/completions", {"messages": messages, "seed": seed, **SAMPLING})
+        choice = reply["choices"][0]
+        return {**row, "answer": choice["message"]["content"].strip(), "finish": choice["finish_reason"]}
+
+    with open(out, "a", encoding="utf-8") as sink:
+        for row in in_order(ask, todo, "answers"):
+            sink.write(json.dumps(row, ensure_ascii=False) + "\n")
+            sink.flush()
+
+
+def read(path: Path) -> list[dict]:
+    with open(path, encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def whole(path: Path) -> list[dict]:
+    """Reads the answers that ended by themselves and are long enough, with their spoiled versions."""
+    rows = [row for row in read(path) if row["finish"] == "stop"]
+    return texts.with_spoiled([row for row in rows if len(row["answer"].split()) >= texts.FEWEST_WORDS])
+
+
+def values(url: str, rows: list[dict], names: list[str]) -> list[dict]:
+    """Returns the values that a reward server gives the versions of each row's answer, by kind."""
+
+    def score(row: dict) -> dict:
+        prompt = [{"role": "user", "content": row["prompt"]}]
+        given = [version["text"] for version in row["versions"].values()]
+        reply = post(f"{url}/v1/reward", {"prompt": prompt, "answers": given})
+        if reply["attributes"] != names:
+            sys.exit(f"{url}: expected a model with the values {names}, got {reply['attributes']}")
+        found = ([one["values"][name] for name in names] for one in reply["data"])
+        return dict(zip(row["versions"], found, strict=True))
+
+    return list(in_order(score, rows, "prompts"))
+
+
+def probe(directory: Path) -> None:
+    """Writes the reward model whose values are the hidden state after the final norm."""
+    import numpy as np
+
+    chat = demo_model.CHAT.resolve()
+    size = json.loads((chat / "config.json").read_text())["hidden_size"]
+    demo_model.reward_model(chat, directory, head_file(np.eye(size)), probe_names(size))
+
+
+def probe_names(size: int) -> list[str]:
+    return [f"h{i}" for i in range(size)]
+
+
+def head_file(weight) -> bytes:
+    """Returns a safetensors file with the weight of a head in BF16."""
+    import numpy as np
+
+    data = demo_model.bf16(weight.astype(np.float32))
+    return demo_model.safetensors_bytes({"score.weight": (list(weight.shape), data)})
+
+
+def fit(url: str, source: Path) -> None:
+    import numpy as np
+
+    size = json.loads((demo_model.CHAT / "config.json").read_text())["hidden_size"]
+    rows = [row for row in whole(source) if not row["held_out"]]
+    states = values(url, rows, probe_names(size))
+    x = np.array([state for row in states for state in row.values()])
+    y = np.array([version["target"] for row in rows for version in row["versions"].values()])
+    per_row = len(texts.SPOILED) + 1
+    weight = head(x, y, per_row)
+    demo_model.HEAD.write_bytes(head_file(weight))
+    print(f"fitted to {len(rows)} prompts with {per_row} versions each; wrote {demo_model.HEAD.name}")
+
+
+def head(x, y, per_row: int):
+    """Fits the head with the strength that ranks most pairs right in cross-validation over topics."""
+    import numpy as np
+
+    folds = np.arange(len(x)) // per_row % FOLDS
+    best = (-1.0, 0.0)
+    for strength in 10.0 ** np.arange(-1, 4.5, 0.5):
+        right = 0
+        for fold in range(FOLDS):
+            weight = ridge(x[folds != fold], y[folds != fold], strength, per_row)
+            scores = (x[folds == fold] @ weight.T @ texts.WEIGHTS).reshape(-1, per_row)
+            right += (scores[:, :1] > scores[:, 1:]).sum()
+        share = right / (len(x) // per_row * (per_row - 1))
+        print(f"strength {strength:8.1f}: {share:.1%} of left-out training pairs ranked right")
+        best = max(best, (share, strength))
+    return ridge(x, y, best[1], per_row)
+
+
+def ridge(x, y, strength: float, per_row: int):
+    """Returns the weight [values, hidden] of ridge regression without a constant.
+
+    The columns are scaled to a mean square of 1. A written answer weighs as much as all of its spoiled versions.
+    """
+    import numpy as np
+
+    scale = np.sqrt((x**2).mean(0))
+    weighing = np.tile([per_row - 1.0] + [1.0] * (per_row - 1), len(x) // per_row)[:, None]
+    scaled = x / scale
+    gram = scaled.T @ (weighing * scaled) + strength * np.eye(x.shape[1])
+    return (np.linalg.solve(gram, scaled.T @ (weighing * y)) / scale[:, None]).T
+
+
+def measure(source: Path, urls: list[str]) -> None:
+    rows = [row for row in whole(source) if row["held_out"]]
+    names = demo_model.ATTRIBUTES
+    first = None
+    for url in urls:
+        found = values(url, rows, names)
+        margins = {kind: [] for kind in texts.SPOILED}
+        for row in found:
+            written = texts.score(row["written"])
+            for kind, pairs in margins.items():
+                pairs.append(written - texts.score(row[kind]))
+        first = first or margins
+        report(url, rows, found, margins, first)
+
+
+def report(url: str, rows: list[dict], found: list[dict], margins: dict, first: dict) -> None:
+    """Prints a table by kind: pairs ranked right, those ordered as by the first server, and mean values."""
+    print(f"\n{url}: {len(rows)} held-out prompts")
+    names = " | ".join(demo_model.ATTRIBUTES)
+    print(f"| version | ranked right | order as first | score | {names} |\n|---|---|---|---|---|---|---|---|---|")
+    everything = [(m, f) for kind in margins for m, f in zip(margins[kind], first[kind])]
+    for kind in ["written", *texts.SPOILED, "all pairs"]:
+        pairs = everything if kind == "all pairs" else list(zip(margins.get(kind, []), first.get(kind, [])))
+        shares = ["", ""]
+        if pairs:
+            right = sum(m > 0 for m, _ in pairs) / len(pairs)
+            same = sum((m > 0) == (f > 0) and (m < 0) == (f < 0) for m, f in pairs) / len(pairs)
+            shares = [f"{right:.1%}", f"{same:.1%}"]
+        means = [""] * (len(demo_model.ATTRIBUTES) + 1)
+        if kind != "all pairs":
+            given = [row[kind] for row in found]
+            columns = [[texts.score(v) for v in given], *zip(*given)]
+            means = [f"{sum(column) / len(column):.2f}" for column in columns]
+        print("| " + " | ".join([kind, *shares, *means]) + " |")
+
+
+if __name__ == "__main__":
+    main()
