@@ -34,7 +34,7 @@ import demo_reward_texts as texts
 CONCURRENCY = 16
 # Sampling of the answers. An answer that reaches the limit is not used: it is cut already.
 SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 120}
-# Parts of the training prompts of which each is left out once, to choose the strength of the regularisation.
+# Parts of the training topics, each of which is left out once to choose the strength of the regularisation.
 FOLDS = 5
 
 
@@ -143,26 +143,28 @@ def fit(url: str, source: Path) -> None:
     states = values(url, rows, probe_names(size))
     x = np.array([state for row in states for state in row.values()])
     y = np.array([version["target"] for row in rows for version in row["versions"].values()])
-    per_row = len(texts.SPOILED) + 1
-    weight = head(x, y, per_row)
+    topics = sorted({row["topic"] for row in rows})
+    folds = np.array([topics.index(row["topic"]) % FOLDS for row in rows])
+    weight = head(x, y, folds)
     demo_model.HEAD.write_bytes(head_file(weight))
-    print(f"fitted to {len(rows)} prompts with {per_row} versions each; wrote {demo_model.HEAD.name}")
+    print(f"fitted to {len(rows)} prompts with {len(x) // len(rows)} versions each")
 
 
-def head(x, y, per_row: int):
-    """Fits the head with the strength that ranks most pairs right in cross-validation over topics."""
+def head(x, y, folds):
+    """Fits the head with the strength that ranks most pairs right in cross-validation."""
     import numpy as np
 
-    folds = np.arange(len(x)) // per_row % FOLDS
+    per_row = len(x) // len(folds)
+    each = folds.repeat(per_row)
     best = (-1.0, 0.0)
     for strength in 10.0 ** np.arange(-1, 4.5, 0.5):
-        right = 0
+        right = []
         for fold in range(FOLDS):
-            weight = ridge(x[folds != fold], y[folds != fold], strength, per_row)
-            scores = (x[folds == fold] @ weight.T @ texts.WEIGHTS).reshape(-1, per_row)
-            right += (scores[:, :1] > scores[:, 1:]).sum()
-        share = right / (len(x) // per_row * (per_row - 1))
-        print(f"strength {strength:8.1f}: {share:.1%} of left-out training pairs ranked right")
+            weight = ridge(x[each != fold], y[each != fold], strength, per_row)
+            scores = (x[each == fold] @ weight.T @ texts.WEIGHTS).reshape(-1, per_row)
+            right += list(scores[:, :1] > scores[:, 1:])
+        share = np.mean(right)
+        print(f"strength {strength:8.1f}: {share:.1%} of left-out pairs ranked right")
         best = max(best, (share, strength))
     return ridge(x, y, best[1], per_row)
 
@@ -170,7 +172,7 @@ def head(x, y, per_row: int):
 def ridge(x, y, strength: float, per_row: int):
     """Returns the weight [values, hidden] of ridge regression without a constant.
 
-    The columns are scaled to a mean square of 1. A written answer weighs as much as all of its spoiled versions.
+    The columns are scaled to a mean square of 1. A written answer weighs as much as its spoiled versions together.
     """
     import numpy as np
 
