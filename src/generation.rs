@@ -9,6 +9,7 @@
 
 mod ask;
 mod choice;
+mod conversation;
 mod cpu_work;
 mod parts;
 mod prompt;
@@ -21,6 +22,7 @@ use std::time::Instant;
 
 pub use ask::{Ask, MaxTokens, OutputRules, ToolCalls, Truncate};
 pub use choice::{Candidate, FinishReason, PromptReport, RankedCandidate, Scored};
+pub use conversation::Conversation;
 pub use cpu_work::CpuWork;
 pub(crate) use parts::AnswerPart;
 pub use prompt::{Prompt, Prompts};
@@ -50,6 +52,8 @@ pub struct Delta {
     pub scored: Vec<Scored>,
     /// Ids of the tokens generated, if they are asked for.
     pub ids: Vec<u32>,
+    /// The values of the reward head, on the last delta of a choice that asks for them.
+    pub reward: Option<Arc<[f32]>>,
     /// Set on the first delta with a token or with the finish, if anything of it is asked for.
     pub prompt: Option<Box<PromptReport>>,
     /// Set on the choice's last delta.
@@ -142,9 +146,10 @@ impl Generator {
         batch: bool,
         ranges: bool,
     ) -> Result<Vec<Prompt>, Refusal> {
-        let bytes = prompts.text_bytes();
+        let (index, bytes) = prompts.longest_text();
         if bytes > self.max_text_bytes {
-            return Err(Refusal::TooManyBytes { bytes, limit: self.engine.config().max_sequence_tokens() });
+            let limit = self.engine.config().max_sequence_tokens();
+            return Err(Refusal::TooManyBytes { bytes, limit }.of_prompt(index));
         }
         let (tokenizer, template) = (Arc::clone(&self.tokenizer), self.template.clone());
         let work = move || prompts.tokenize(&tokenizer, template.as_deref(), ranges);
@@ -210,8 +215,9 @@ impl Generator {
         self.add_token_rules(&mut ask, batch).await?;
         let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
-        for prompt in &prompts {
-            let max_tokens = self.room(prompt.ids.len(), &ask)?;
+        for (index, prompt) in prompts.iter().enumerate() {
+            let room = self.room(prompt.ids.len(), &ask);
+            let max_tokens = room.map_err(|refusal| refusal.of_prompt(index))?;
             most = max_tokens.max(most);
             for i in 0..ask.n {
                 requests.push(request(prompt, i, max_tokens, &ask));
@@ -274,7 +280,8 @@ impl Generator {
             MaxTokens::UpTo(tokens) => (tokens.min(rest), rest > 0),
         };
         if !fits {
-            return Err(Refusal::TooLong { prompt, completion: max_tokens.max(1), limit });
+            let completion = if ask.reward { 0 } else { max_tokens.max(1) };
+            return Err(Refusal::TooLong { prompt, completion, limit });
         }
         let min = ask.sampling.min_tokens;
         if min > max_tokens {
@@ -307,6 +314,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
     let echo = sampling.logprobs.filter(|_| ask.output.echo);
     let (top, start) = match echo.max(report) {
         scores if echo.is_some() => (scores, 0),
+        _ if ask.reward => (None, 0),
         Some(top) => (Some(top), ask.prompt_logprobs_start),
         // The engine takes a request for no tokens only if it scores the prompt.
         None if max_tokens == 0 => (Some(0), (prompt.ids.len() - 1) as u32),
@@ -321,7 +329,7 @@ fn request(prompt: &Prompt, choice: u32, max_tokens: u32, ask: &Ask) -> Request 
         priority: ask.priority,
         tenant: ask.tenant.clone(),
         cache_salt: ask.cache_salt.clone(),
-        reward: false,
+        reward: ask.reward,
         batch: false,
     }
 }

@@ -54,17 +54,21 @@ pub(crate) enum Endpoint {
     /// Text completions.
     #[serde(rename = "/v1/completions")]
     Completions,
+    /// Scores of a reward model.
+    #[serde(rename = "/v1/reward")]
+    Reward,
 }
 
 impl Endpoint {
     /// All endpoints.
-    pub(crate) const ALL: [Self; 2] = [Self::Chat, Self::Completions];
+    pub(crate) const ALL: [Self; 3] = [Self::Chat, Self::Completions, Self::Reward];
 
     /// The route's path.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "/v1/chat/completions",
             Self::Completions => "/v1/completions",
+            Self::Reward => "/v1/reward",
         }
     }
 }

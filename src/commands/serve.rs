@@ -244,6 +244,7 @@ async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::
         allowed_origins: p.config.network.allowed_origins,
         allowed_hosts,
         defaults: p.defaults,
+        scoring: p.scoring,
         tool_format: p.config.network.tool_call_parser,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         queue_full_status: StatusCode::from_u16(p.config.admission.queue_full_status)?,

@@ -206,6 +206,25 @@ pub(super) fn tool_format(text: &str) -> anyhow::Result<ToolFormat> {
     ToolFormat::named(text.trim()).ok_or_else(|| anyhow!("expected one of {names}, {}", got(text)))
 }
 
+/// The weight of a reward model's value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct RewardWeight {
+    /// Name of the value.
+    pub(crate) name: String,
+    pub(crate) weight: f64,
+}
+
+/// `NAME=WEIGHT`.
+pub(super) fn reward_weight(text: &str) -> anyhow::Result<RewardWeight> {
+    let parts = text.split_once('=').map(|(name, weight)| (name.trim(), weight.trim().parse::<f64>()));
+    match parts {
+        Some((name, Ok(weight))) if !name.is_empty() && weight.is_finite() => {
+            Ok(RewardWeight { name: name.to_owned(), weight })
+        }
+        _ => bail!("expected NAME=WEIGHT with a finite number, {}", got(text)),
+    }
+}
+
 /// A JSON object.
 pub(super) fn json_object(text: &str) -> anyhow::Result<serde_json::Map<String, serde_json::Value>> {
     serde_json::from_str(text).map_err(|error| anyhow!("expected a JSON object, {}: {error}", got(text)))

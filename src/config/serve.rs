@@ -16,8 +16,8 @@ use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
-    at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port, positive,
-    seconds, tokens, tool_format, trimmed_name, trimmed_secret,
+    RewardWeight, at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port,
+    positive, reward_weight, seconds, tokens, tool_format, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
@@ -110,6 +110,18 @@ pub(crate) struct ModelArgs {
     /// Element type of the KV cache [default: fp8; bf16 with --quantization none]
     #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE", ignore_case = true)]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
+    /// Weights of a reward model's values in its score, as NAME=WEIGHT separated by commas; values without
+    /// one do not count, and requests can have weights of their own [default: NVIDIA's for the five
+    /// attributes of HelpSteer2, 1 for a head of one value; other heads have none]
+    #[arg(
+        long,
+        env = "OCTANT_REWARD_WEIGHTS",
+        value_name = "WEIGHTS",
+        value_delimiter = ',',
+        value_parser = reward_weight,
+        allow_hyphen_values = true
+    )]
+    pub(crate) reward_weights: Vec<RewardWeight>,
 }
 
 /// Addresses, access and replies.

@@ -42,9 +42,42 @@ pub struct Ask {
     pub prompt_logprobs: Option<u8>,
     /// Index of the first prompt token that `prompt_logprobs` reports; it must be below each prompt's length.
     pub prompt_logprobs_start: u32,
+    /// Whether the values of the reward head are asked for. Then nothing is generated.
+    pub reward: bool,
 }
 
 impl Ask {
+    /// A request for the values of the reward head after each prompt.
+    pub(crate) fn scores(prompts: Prompts) -> Self {
+        let output = OutputRules {
+            stop: Vec::new(),
+            include_stop: false,
+            skip_special: true,
+            echo: false,
+            score_stop_id: false,
+            token_ids: false,
+        };
+        Self {
+            prompts,
+            n: 1,
+            sampling: SamplingParams::greedy(),
+            max_tokens: MaxTokens::Exactly(0),
+            stop_ids: Vec::new(),
+            output,
+            priority: 0,
+            tenant: Tenant::default(),
+            cache_salt: None,
+            grammar: None,
+            tools: None,
+            bad_words: Vec::new(),
+            allowed_tokens: None,
+            truncate: None,
+            prompt_logprobs: None,
+            prompt_logprobs_start: 0,
+            reward: true,
+        }
+    }
+
     /// Whether log-probabilities of the whole prompt stand in the echo.
     pub(super) fn echoes_scores(&self) -> bool {
         self.output.echo && self.sampling.logprobs.is_some()

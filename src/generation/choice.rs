@@ -161,6 +161,7 @@ impl Choice {
     pub(super) fn push(&mut self, update: Update) -> Result<Delta, Failure> {
         let mut delta = Delta::default();
         self.prompt_scores.extend(update.prompt_logprobs);
+        delta.reward = update.reward;
         if update.finish == Some(Finish::Late) {
             return Err(Failure::Late);
         }

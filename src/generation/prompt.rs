@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::Refusal;
+use serde_json::{Map, Value};
+
+use super::{Conversation, Refusal};
 use crate::text::{ChatMessage, ChatTemplate, RenderOptions, TextError, Tokenizer};
 
 /// The prompts of one request.
@@ -15,6 +17,13 @@ pub enum Prompts {
         messages: Vec<ChatMessage>,
         /// Options of the template.
         options: RenderOptions,
+    },
+    /// Conversations that each end with an answer to score, after which the template begins no turn.
+    Conversations {
+        /// One or more conversations.
+        conversations: Vec<Conversation>,
+        /// Further variables for the template.
+        kwargs: Map<String, Value>,
     },
     /// Texts; special tokens that are written out in them are recognised.
     Texts {
@@ -56,21 +65,26 @@ impl Prompts {
     pub fn count(&self) -> usize {
         match self {
             Self::Chat { .. } => 1,
+            Self::Conversations { conversations, .. } => conversations.len(),
             Self::Texts { texts, .. } => texts.len(),
             Self::Ids(prompts) => prompts.len(),
         }
     }
 
-    /// Bytes of the longest prompt's text; 0 for token ids.
-    pub(crate) fn text_bytes(&self) -> usize {
-        match self {
+    /// Index of the prompt with the longest text, and the text's bytes; 0 for token ids.
+    pub(super) fn longest_text(&self) -> (usize, usize) {
+        let bytes: Vec<usize> = match self {
             Self::Chat { messages, options } => {
                 let tools = options.kwargs.get("tools").map_or(0, |tools| tools.to_string().len());
-                messages.iter().map(ChatMessage::text_bytes).sum::<usize>() + tools
+                vec![messages.iter().map(ChatMessage::text_bytes).sum::<usize>() + tools]
             }
-            Self::Texts { texts, .. } => texts.iter().map(String::len).max().unwrap_or(0),
-            Self::Ids(_) => 0,
-        }
+            Self::Conversations { conversations, .. } => {
+                conversations.iter().map(Conversation::text_bytes).collect()
+            }
+            Self::Texts { texts, .. } => texts.iter().map(String::len).collect(),
+            Self::Ids(_) => Vec::new(),
+        };
+        bytes.into_iter().enumerate().max_by_key(|&(_, bytes)| bytes).unwrap_or_default()
     }
 
     /// Renders a conversation, and tokenises the prompts. `ranges`: whether to find where each token of a
@@ -86,10 +100,15 @@ impl Prompts {
     ) -> Result<Vec<Prompt>, Refusal> {
         match self {
             Self::Chat { messages, options } => {
-                let rendered =
-                    template.ok_or(Refusal::NoTemplate)?.render(&messages, &options).map_err(text)?;
-                let ids = tokenizer.encode_prompt(&rendered).map_err(text)?;
-                Ok(vec![Prompt::of_ids(ids)])
+                Ok(vec![one_conversation(tokenizer, template, &messages, &options)?])
+            }
+            Self::Conversations { conversations, kwargs } => {
+                let options = RenderOptions { add_generation_prompt: false, kwargs, ..Default::default() };
+                let one = |(index, conversation): (usize, &Conversation)| {
+                    one_conversation(tokenizer, template, &conversation.messages(), &options)
+                        .map_err(|refusal| refusal.of_prompt(index))
+                };
+                conversations.iter().enumerate().map(one).collect()
             }
             Self::Texts { texts, add_special } => {
                 texts.into_iter().map(|text| one_text(tokenizer, text, add_special, ranges)).collect()
@@ -111,6 +130,16 @@ impl Prompt {
             *self = Self::of_ids(self.ids[cut..].to_vec());
         }
     }
+}
+
+fn one_conversation(
+    tokenizer: &Tokenizer,
+    template: Option<&ChatTemplate>,
+    messages: &[ChatMessage],
+    options: &RenderOptions,
+) -> Result<Prompt, Refusal> {
+    let rendered = template.ok_or(Refusal::NoTemplate)?.render(messages, options).map_err(text)?;
+    Ok(Prompt::of_ids(tokenizer.encode_prompt(&rendered).map_err(text)?))
 }
 
 fn one_text(

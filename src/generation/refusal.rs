@@ -28,7 +28,7 @@ pub enum Refusal {
     TooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// The tokens asked for; at least 1.
+        /// The tokens asked for; at least 1, and 0 for a score.
         completion: u32,
         /// Tokens that fit.
         limit: usize,
@@ -55,9 +55,32 @@ pub enum Refusal {
     /// The engine's refusal.
     #[error(transparent)]
     Rejected(#[from] Reject),
+    /// The refusal of one of several prompts to score.
+    #[error("{refusal}")]
+    OfPrompt {
+        /// Index of the prompt.
+        index: usize,
+        /// Why it was refused.
+        refusal: Box<Refusal>,
+    },
     /// A bug of the server.
     #[error("{0}")]
     Internal(String),
+}
+
+impl Refusal {
+    /// The refusal of this one of several prompts.
+    pub(super) fn of_prompt(self, index: usize) -> Self {
+        Self::OfPrompt { index, refusal: Box::new(self) }
+    }
+
+    /// The index of the prompt that it is about, if it is known, and the refusal itself.
+    pub(crate) fn located(self) -> (Option<usize>, Self) {
+        match self {
+            Self::OfPrompt { index, refusal } => (Some(index), *refusal),
+            refusal => (None, refusal),
+        }
+    }
 }
 
 /// Why a request failed after it was taken.

@@ -11,8 +11,8 @@ use crate::device::KvDtype;
 use crate::engine::{Recorder, SchedulerConfig};
 use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
-use crate::server::ServerStatus;
 use crate::server::validate::Defaults;
+use crate::server::{Scoring, ServerStatus};
 use crate::stdio::LogHandle;
 use crate::text::{ChatTemplate, Tokenizer};
 
@@ -44,6 +44,8 @@ pub(crate) struct Prepared {
     pub(crate) recorder: Option<Recorder>,
     /// The model's chat template.
     pub(crate) template: Option<ChatTemplate>,
+    /// The values and weights of a model with a reward head.
+    pub(crate) scoring: Option<Scoring>,
 }
 
 /// Reads everything but the weights, and plans the memory.
@@ -61,12 +63,7 @@ pub(crate) fn prepare(
         None => ("--model", dir),
     };
     let mut model = ModelConfig::from_dir(config_dir).context(flag)?;
-    // The routes that would answer with scores are not there yet.
-    anyhow::ensure!(
-        model.reward.is_none(),
-        "--model: {} is a reward model, which is not served yet",
-        dir.display()
-    );
+    let scoring = scoring(&model, &config).context("--reward-weights")?;
     limit_length(&mut model, config.model.max_model_len)?;
     let (precision, kv) = (config.model.quantization, config.model.kv_dtype());
     let share = model.share(devices.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
@@ -108,7 +105,25 @@ pub(crate) fn prepare(
         tokenizer,
         recorder,
         template,
+        scoring,
     })
+}
+
+/// The values of the model's reward head, with the operator's weights.
+///
+/// # Errors
+/// The weights are not those of the head, or the model has no reward head.
+fn scoring(model: &ModelConfig, config: &ServeArgs) -> anyhow::Result<Option<Scoring>> {
+    let weights = &config.model.reward_weights;
+    let Some(head) = &model.reward else {
+        anyhow::ensure!(weights.is_empty(), "expected a model with a reward head; this one generates");
+        return Ok(None);
+    };
+    let mut scoring = Scoring::new(&head.attributes);
+    if !weights.is_empty() {
+        scoring.set_weights(weights.iter().map(|weight| (weight.name.as_str(), weight.weight)))?;
+    }
+    Ok(Some(scoring))
 }
 
 /// Plans each rank's memory.

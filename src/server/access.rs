@@ -23,7 +23,16 @@ use crate::generation::Refusal;
 use crate::request::Reject;
 
 /// Routes whose requests are counted as admitted or refused.
-const GENERATE: [&str; 4] = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"];
+const GENERATE: [&str; 8] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/reward",
+    "/pooling",
+    "/classify",
+    "/get_reward",
+];
 /// The scrape by Prometheus, which has no key, comes under any name, and goes on during the shutdown.
 const METRICS: &str = "/metrics";
 const VERSION: &str = "/version";

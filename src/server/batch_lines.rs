@@ -6,16 +6,14 @@ use std::time::Instant;
 use tokio::sync::Semaphore;
 
 use super::access_log::AccessRecord;
+use super::endpoint_requests;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::generate::{self, Admission};
 use super::json::parse_object;
-use super::reply_builder::ReplyFormat;
-use super::reply_writer::ReplyKind;
 use super::state::ServerState;
 use super::system::random_u64;
-use super::validate;
-use crate::batch::{Endpoint, Line, RunLine, RunOutcome, Runner};
+use crate::batch::{Line, RunLine, RunOutcome, Runner};
 use crate::generation::Refusal;
 
 /// The runner of the server's batches; `None` if the server keeps none.
@@ -66,10 +64,6 @@ async fn answer(
     record: Arc<AccessRecord>,
 ) -> Result<String, ApiError> {
     let received_at = Instant::now();
-    let kind = ReplyKind::Completion(match line.endpoint {
-        Endpoint::Chat => ReplyFormat::Chat,
-        Endpoint::Completions => ReplyFormat::Text,
-    });
     let body = parse(parsing, line.body).await?;
     if body.get("stream").and_then(serde_json::Value::as_bool) == Some(true) {
         return Err(ApiError::unsupported("stream", "expected false in a batch, got true"));
@@ -80,14 +74,10 @@ async fn answer(
         return Err(ApiError::unsupported("return_cost", text));
     }
     let seed = offline.map_or_else(random_u64, |line| Ok(line.seed))?;
-    let fields = Fields::new(body);
-    let valid = match line.endpoint {
-        Endpoint::Chat => validate::chat(fields, &state.limits, seed),
-        Endpoint::Completions => validate::completion(fields, &state.limits, seed),
-    }?;
+    let (valid, kind) = endpoint_requests::read(line.endpoint, Fields::new(body), &state.limits, seed)?;
     let valid = valid.of(state.keys.caller_named(&line.owner));
-    let param = kind.prompt_param();
-    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), param);
+    let paths = kind.prompt_paths();
+    let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), paths.of(None));
     let engine = state.generator.engine();
     // Nothing else runs beside an offline run, so its lines are ordinary requests.
     let permit = if offline.is_some() { engine.enter(1) } else { engine.enter_batch() };

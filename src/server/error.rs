@@ -47,8 +47,8 @@ pub enum ApiError {
         prompt.saturating_add(*completion as usize)
     )]
     ContextLength {
-        /// `messages` or `prompt`.
-        param: &'static str,
+        /// Path of the field with the prompt, such as `messages` or `prompt`.
+        param: String,
         /// Context length of the model, in tokens.
         limit: usize,
         /// Length of the prompt, in tokens.
@@ -62,8 +62,8 @@ pub enum ApiError {
          bytes, more than {limit} tokens can encode. Please reduce the length of the messages or completion."
     )]
     ContextBytes {
-        /// `messages` or `prompt`.
-        param: &'static str,
+        /// Path of the field with the prompt, such as `messages` or `prompt`.
+        param: String,
         /// Context length of the model, in tokens.
         limit: usize,
         /// Length of the prompt's text, in bytes.
@@ -328,11 +328,11 @@ impl ApiError {
     }
 
     /// Converts a refusal by the engine. `param` is the JSON field that holds the prompt.
-    pub(crate) fn from_reject(reject: Reject, param: &'static str) -> Self {
+    pub(crate) fn from_reject(reject: Reject, param: &str) -> Self {
         match reject {
             Reject::Invalid { field, message } => Self::invalid(field, message),
             Reject::TooLong { prompt, max_tokens, limit } => {
-                Self::ContextLength { param, limit, prompt, completion: max_tokens }
+                Self::ContextLength { param: param.to_owned(), limit, prompt, completion: max_tokens }
             }
             Reject::QueueFull { .. } | Reject::QueueTokensFull { .. } => {
                 Self::QueueFull { message: reject.to_string(), retry_after: None }
@@ -352,12 +352,15 @@ impl ApiError {
 
     /// Returns the error for a refusal. `param` is the field that holds the prompt. `retry_after` is used if
     /// the queue is full and no time was predicted.
-    pub(crate) fn from_refusal(refusal: Refusal, param: &'static str, retry_after: Duration) -> Self {
+    pub(crate) fn from_refusal(refusal: Refusal, param: &str, retry_after: Duration) -> Self {
         match refusal {
             Refusal::TooLong { prompt, completion, limit } => {
-                Self::ContextLength { param, limit, prompt, completion }
+                Self::ContextLength { param: param.to_owned(), limit, prompt, completion }
             }
-            Refusal::TooManyBytes { bytes, limit } => Self::ContextBytes { param, limit, bytes },
+            Refusal::TooManyBytes { bytes, limit } => {
+                Self::ContextBytes { param: param.to_owned(), limit, bytes }
+            }
+            Refusal::OfPrompt { refusal, .. } => Self::from_refusal(*refusal, param, retry_after),
             Refusal::Rejected(reject) => Self::from_reject(reject, param).or_retry_after(retry_after),
             Refusal::MinTokens { .. } => Self::invalid("min_tokens", refusal.to_string()),
             Refusal::PromptLogprobsStart { .. } => {

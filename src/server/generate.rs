@@ -86,13 +86,14 @@ pub(crate) async fn start(
     let reproducible = fixed_id.is_some();
     let options =
         ReplyOptions { logprobs, include_usage, continuous_usage, names_ids, include_cost, reproducible };
-    let param = kind.prompt_param();
+    let paths = kind.prompt_paths();
     let writer = ReplyWriter::new(kind, id, model, options);
     let generation = state.generator.start(permit, ask, submit).await.map_err(|refusal| {
+        let (index, refusal) = refusal.located();
         state.metrics.refused(&refusal);
         match refusal {
             Refusal::Grammar(error) => ApiError::invalid(grammar_path, error.to_string()),
-            refusal => refusal_error(state, refusal, param),
+            refusal => refusal_error(state, refusal, paths.of(index)),
         }
     })?;
     let tracker = Some(state.metrics.track(admitted, &generation));
@@ -100,7 +101,7 @@ pub(crate) async fn start(
 }
 
 /// Returns the API error for a refusal. `param` is the request's field that holds the prompt.
-pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, param: &'static str) -> ApiError {
+pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, param: &str) -> ApiError {
     ApiError::from_refusal(refusal, param, state.generator.engine().retry_after())
 }
 

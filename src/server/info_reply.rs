@@ -24,6 +24,11 @@ pub(super) struct ModelReply {
     pub(super) owned_by: &'static str,
     /// The most tokens of prompt and answer together.
     pub(super) max_model_len: usize,
+    /// `generate`, or `reward` for a model with a reward head, which scores answers and does not generate.
+    pub(super) task: &'static str,
+    /// Names of the values of a reward model, in the order of its replies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) attributes: Option<Vec<String>>,
 }
 
 /// Reply of `GET /version`.

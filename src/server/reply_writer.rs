@@ -1,10 +1,13 @@
 //! Writes the reply of a generation in the form of its protocol: whole, or as server-sent events.
 
+use std::borrow::Cow;
+
 use super::anthropic::builder::{MessageBuilder, PING};
 use super::error::ApiError;
 use super::reply_builder::{CompleteChoice, ReplyBuilder, ReplyFormat, ReplyOptions};
 use super::responses::builder::ResponseBuilder;
 use super::responses::reply::RequestEcho;
+use super::reward::writer::{ScorePlan, ScoreWriter};
 use super::system::unix_time;
 use crate::generation::{Cost, Delta, Usage};
 
@@ -17,6 +20,22 @@ pub(crate) enum ReplyKind {
     Response(Box<RequestEcho>),
     /// A message of Anthropic's Messages API, with at most this number of tokens.
     Message(u32),
+    /// Scores of a reward model.
+    Score(Box<ScorePlan>),
+}
+
+/// Paths of the request's fields that hold the prompts, for error messages.
+pub(crate) struct PromptPaths {
+    /// The path of each prompt, or one path for all of them.
+    paths: Vec<Cow<'static, str>>,
+}
+
+impl PromptPaths {
+    /// The path of a prompt, or of the first one.
+    pub(crate) fn of(&self, index: Option<usize>) -> &str {
+        let path = index.and_then(|index| self.paths.get(index)).or(self.paths.first());
+        path.map_or("", |path| path)
+    }
 }
 
 impl ReplyKind {
@@ -27,16 +46,21 @@ impl ReplyKind {
             Self::Completion(ReplyFormat::Text) => "cmpl-",
             Self::Response(_) => "resp_",
             Self::Message(_) => "msg_",
+            Self::Score(plan) => plan.form.id_prefix(),
         }
     }
 
-    /// Name of the request's field that holds the prompt, for error messages.
-    pub(crate) fn prompt_param(&self) -> &'static str {
-        match self {
+    /// Paths of the request's fields that hold the prompts.
+    pub(crate) fn prompt_paths(&self) -> PromptPaths {
+        let one = match self {
             Self::Completion(format) => format.prompt_param(),
             Self::Response(_) => "input",
             Self::Message(_) => "messages",
-        }
+            Self::Score(plan) => {
+                return PromptPaths { paths: plan.paths().map(|path| path.to_owned().into()).collect() };
+            }
+        };
+        PromptPaths { paths: vec![one.into()] }
     }
 }
 
@@ -45,6 +69,7 @@ pub(crate) enum ReplyWriter {
     Completion(CompletionWriter),
     Response(Box<ResponseBuilder>),
     Message(Box<MessageBuilder>),
+    Score(Box<ScoreWriter>),
 }
 
 /// Writes a chat or text completion.
@@ -69,6 +94,15 @@ impl ReplyWriter {
                 Self::Response(Box::new(ResponseBuilder::new(id, created, model, *echo)))
             }
             ReplyKind::Message(most) => Self::Message(Box::new(MessageBuilder::new(id, model, most))),
+            ReplyKind::Score(plan) => Self::Score(Box::new(ScoreWriter {
+                plan: *plan,
+                id,
+                created,
+                model,
+                include_cost: options.include_cost,
+                reproducible: options.reproducible,
+                values: Vec::new(),
+            })),
         }
     }
 
@@ -78,13 +112,15 @@ impl ReplyWriter {
             Self::Completion(writer) => writer.builder.id(),
             Self::Response(builder) => builder.id(),
             Self::Message(builder) => builder.id(),
+            Self::Score(writer) => &writer.id,
         }
     }
 
     /// Writes the events that precede the answer.
     pub(crate) fn begin(&mut self, usage: Usage, out: &mut Vec<u8>) {
         match self {
-            Self::Completion(_) => {}
+            // The validation refuses streams of scores.
+            Self::Completion(_) | Self::Score(_) => {}
             Self::Response(builder) => builder.begin(out),
             Self::Message(builder) => builder.begin(usage, out),
         }
@@ -96,6 +132,7 @@ impl ReplyWriter {
             Self::Completion(writer) => writer.delta(delta, prompt, out),
             Self::Response(builder) => builder.push(delta, Some(out)),
             Self::Message(builder) => builder.push(delta, Some(out)),
+            Self::Score(writer) => writer.collect(&delta),
         }
     }
 
@@ -114,6 +151,7 @@ impl ReplyWriter {
             Self::Message(builder) => {
                 builder.end(usage, Some(out));
             }
+            Self::Score(writer) => write_data(&writer.whole(usage, cost), out),
         }
     }
 
@@ -121,7 +159,7 @@ impl ReplyWriter {
     /// its protocol. Otherwise the connection must end without the last chunk of the HTTP body.
     pub(crate) fn failed(&mut self, error: &ApiError, usage: Usage, out: &mut Vec<u8>) -> bool {
         match self {
-            Self::Completion(_) => {
+            Self::Completion(_) | Self::Score(_) => {
                 write_data(&error.to_json(), out);
                 false
             }
@@ -142,6 +180,7 @@ impl ReplyWriter {
             Self::Completion(writer) => writer.collect(delta),
             Self::Response(builder) => builder.push(delta, None),
             Self::Message(builder) => builder.push(delta, None),
+            Self::Score(writer) => writer.collect(&delta),
         }
     }
 
@@ -153,13 +192,14 @@ impl ReplyWriter {
             }
             Self::Response(builder) => builder.end(usage, unix_time(), None),
             Self::Message(builder) => builder.end(usage, None),
+            Self::Score(writer) => writer.whole(usage, cost),
         }
     }
 
     /// The bytes that a stream without news gets, so that no proxy closes it as idle.
     pub(crate) fn keep_alive(&self) -> &'static [u8] {
         match self {
-            Self::Completion(_) | Self::Response(_) => b": keep-alive\n\n",
+            Self::Completion(_) | Self::Response(_) | Self::Score(_) => b": keep-alive\n\n",
             Self::Message(_) => PING,
         }
     }

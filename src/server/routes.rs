@@ -26,17 +26,17 @@ use super::generate::Admission;
 use super::ignored_header::ignored_header;
 use super::info_reply::{ModelList, ModelReply, VersionReply};
 use super::metrics::exposition::Format;
-use super::reply_builder::ReplyFormat;
 use super::reply_writer::ReplyKind;
+use super::reward::writer::ScorePlan;
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
-use super::validate::ValidRequest;
+use super::validate::{Limits, ValidRequest};
 use super::{
-    batches, body, docs, error_response, files, generate, health, host, middleware, page, sse, tokenize,
-    validate,
+    batches, body, docs, endpoint_requests, error_response, files, generate, health, host, middleware, page,
+    sse, tokenize, validate,
 };
-use crate::batch::Runner;
+use crate::batch::{Endpoint, Runner};
 use crate::generation::Refusal;
 
 type Shared = State<Arc<ServerState>>;
@@ -53,6 +53,10 @@ pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
     let mut routes = vec![
         ("/v1/chat/completions", post(chat)),
         ("/v1/completions", post(completions)),
+        ("/v1/reward", post(reward)),
+        ("/pooling", post(pooling)),
+        ("/classify", post(classify)),
+        ("/get_reward", post(get_reward)),
         ("/v1/responses", post(responses)),
         ("/v1/messages", post(messages)),
         ("/v1/messages/count_tokens", post(tokenize::count_tokens)),
@@ -111,18 +115,54 @@ pub(super) fn before_start<B>(
     response
 }
 
-async fn chat(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
-    let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "messages").await?;
-    let valid = validate::chat(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Chat), record).await
+async fn chat(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    endpoint(state, request, Endpoint::Chat, "messages").await
 }
 
-async fn completions(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
+async fn completions(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    endpoint(state, request, Endpoint::Completions, "prompt").await
+}
+
+async fn reward(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    endpoint(state, request, Endpoint::Reward, "messages").await
+}
+
+/// Answers a request of a route that batches have too.
+async fn endpoint(
+    State(state): Shared,
+    request: Request,
+    endpoint: Endpoint,
+    param: &'static str,
+) -> Result<Response<Body>, ApiError> {
     let record = middleware::record_of(&request);
-    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, "prompt").await?;
-    let valid = validate::completion(Fields::new(body), &state.limits, random_u64()?)?.of(caller);
-    respond(&state, admission, valid, ReplyKind::Completion(ReplyFormat::Text), record).await
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, param).await?;
+    let (valid, kind) = endpoint_requests::read(endpoint, Fields::new(body), &state.limits, random_u64()?)?;
+    respond(&state, admission, valid.of(caller), kind, record).await
+}
+
+async fn pooling(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    scores(state, request, "input", validate::pooling).await
+}
+
+async fn classify(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    scores(state, request, "input", validate::classify).await
+}
+
+async fn get_reward(state: Shared, request: Request) -> Result<Response<Body>, ApiError> {
+    scores(state, request, "query", validate::get_reward).await
+}
+
+/// Answers a request for scores, which `read` validates.
+async fn scores(
+    State(state): Shared,
+    request: Request,
+    param: &'static str,
+    read: fn(Fields, &Limits) -> Result<(ValidRequest, ScorePlan), ApiError>,
+) -> Result<Response<Body>, ApiError> {
+    let record = middleware::record_of(&request);
+    let UnvalidatedRequest { admission, caller, body } = enter(&state, request, param).await?;
+    let (valid, plan) = read(Fields::new(body), &state.limits)?;
+    respond(&state, admission, valid.of(caller), ReplyKind::Score(Box::new(plan)), record).await
 }
 
 async fn responses(State(state): Shared, request: Request) -> Result<Response<Body>, ApiError> {
@@ -232,6 +272,8 @@ fn describe(state: &ServerState, name: &str) -> ModelReply {
         created: state.started,
         owned_by: "octant",
         max_model_len: state.max_model_len(),
+        task: if state.limits.scoring.is_some() { "reward" } else { "generate" },
+        attributes: state.limits.scoring.as_ref().map(|scoring| scoring.names().to_vec()),
     }
 }
 

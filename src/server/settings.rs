@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 use super::api_keys::Caller;
+use super::reward::scoring::Scoring;
 use super::validate::Defaults;
 use crate::batch::Store;
 use crate::tools::ToolFormat;
@@ -40,6 +41,8 @@ pub struct Settings {
     pub allowed_hosts: Vec<String>,
     /// Sampling parameters for requests that leave them out.
     pub defaults: Defaults,
+    /// The values and weights of a model with a reward head; `None` if the model generates.
+    pub scoring: Option<Scoring>,
     /// Token ids that end a generation.
     pub eos_ids: Vec<u32>,
     /// The format of tool calls; `None` stands for that of the chat template.
@@ -68,6 +71,7 @@ impl Settings {
             allowed_origins: Vec::new(),
             allowed_hosts: Vec::new(),
             defaults: Defaults::default(),
+            scoring: None,
             eos_ids,
             tool_format: None,
             reject_unknown_fields: false,

@@ -11,11 +11,12 @@ use super::cors::AllowedOrigins;
 use super::evicting_permits::EvictingPermits;
 use super::host::AllowedHosts;
 use super::metrics::Metrics;
+use super::reward::templated_text::turn_markers;
 use super::settings::{MAX_PARSING, MAX_TOKENIZE_REQUESTS, MAX_UPLOADS, Settings};
 use super::status::{ServerStatus, ShutdownPhase};
 use super::system::unix_time;
 use super::validate::{Limits, TEMPLATE_FIELDS};
-use crate::generation::{ChatTemplate, Generator};
+use crate::generation::{ChatMessage, ChatTemplate, Generator, RenderOptions, Role};
 use crate::tools::{ToolFormat, ToolSupport};
 
 /// State shared by all request handlers.
@@ -62,6 +63,13 @@ fn tool_support(template: &ChatTemplate, format: Option<ToolFormat>) -> ToolSupp
     ToolSupport { format: format.or(found), in_template }
 }
 
+/// Whether a conversation may begin with a message of the system.
+fn takes_system(template: &ChatTemplate) -> bool {
+    let messages = [Role::System, Role::User, Role::Assistant].map(|role| ChatMessage::new(role, "Hello"));
+    let options = RenderOptions { add_generation_prompt: false, ..RenderOptions::default() };
+    template.render(&messages, &options).is_ok()
+}
+
 impl ServerState {
     /// Makes the state and sets `status` to started.
     ///
@@ -79,6 +87,11 @@ impl ServerState {
             template_fields: TEMPLATE_FIELDS
                 .into_iter()
                 .filter(|name| generator.template_reads(name))
+                .collect(),
+            scoring: settings.scoring.clone().map(Arc::new),
+            takes_system: generator.template().is_some_and(takes_system),
+            own_markers: turn_markers()
+                .filter(|marker| generator.tokenizer().token_id(marker).is_some())
                 .collect(),
             reject_unknown_fields: settings.reject_unknown_fields,
             keys_have_priorities: !settings.named_keys.is_empty(),

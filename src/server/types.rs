@@ -302,7 +302,7 @@ request_fields! {
         /// Id of a file with one request in each line.
         input_file_id: Text = text().required();
         /// The route that all requests are for.
-        endpoint: Word = word(&["/v1/chat/completions", "/v1/completions"]).required();
+        endpoint: Word = word(&["/v1/chat/completions", "/v1/completions", "/v1/reward"]).required();
         /// The client's own labels: up to 16 names of at most 64 characters, with strings of at most 512.
         metadata: Pairs = pairs(16, label);
     }

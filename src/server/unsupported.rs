@@ -110,6 +110,33 @@ const UNSUPPORTED_IN_COMPLETIONS: &[(&str, Harmless)] = &[
     ("tool_choice", is_none),
 ];
 
+/// Fields that are refused for scores, in addition to [`UNSUPPORTED`].
+const UNSUPPORTED_IN_SCORES: &[(&str, Harmless)] = &[
+    ("stream", is_false),
+    ("n", is_one),
+    ("best_of", is_one),
+    ("truncate_prompt_tokens", never),
+    ("tools", is_empty),
+    ("documents", is_empty),
+    ("chat_template", never),
+    ("continue_final_message", is_false),
+    ("add_generation_prompt", is_false),
+    ("prompt_logprobs", never),
+    ("return_token_ids", is_false),
+    ("echo", is_false),
+];
+
+/// Fields that are refused for pooling and classification, in addition to [`UNSUPPORTED_IN_SCORES`]. The
+/// values are those of a regression, which an activation would destroy.
+const UNSUPPORTED_IN_POOLING: &[(&str, Harmless)] = &[
+    ("use_activation", is_false),
+    ("activation", is_false),
+    ("softmax", is_false),
+    ("normalize", is_false),
+    ("dimensions", never),
+    ("mm_processor_kwargs", is_empty),
+];
+
 /// Fields that are refused for batches.
 const UNSUPPORTED_IN_BATCHES: [&str; 1] = ["output_expires_after"];
 
@@ -179,6 +206,23 @@ pub(super) fn refuse_in_messages(fields: &mut Fields) -> Result<(), ApiError> {
 /// 400 that names the field.
 pub(super) fn refuse_in_completions(fields: &mut Fields) -> Result<(), ApiError> {
     refuse_listed(fields, UNSUPPORTED_IN_COMPLETIONS)
+}
+
+/// Refuses fields that scores do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_scores(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_listed(fields, UNSUPPORTED_IN_SCORES)
+}
+
+/// Refuses fields that pooling and classification do not support, in addition to those of [`refuse`].
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn refuse_in_pooling(fields: &mut Fields) -> Result<(), ApiError> {
+    refuse_in_scores(fields)?;
+    refuse_listed(fields, UNSUPPORTED_IN_POOLING)
 }
 
 /// Refuses fields that the creation of a batch does not support.
@@ -300,6 +344,8 @@ pub(super) struct RefusedNames {
     pub(super) responses: Vec<&'static str>,
     pub(super) messages: Vec<&'static str>,
     pub(super) batches: Vec<&'static str>,
+    pub(super) scores: Vec<&'static str>,
+    pub(super) pooling: Vec<&'static str>,
 }
 
 impl RefusedNames {
@@ -314,6 +360,10 @@ impl RefusedNames {
             responses: all(UNSUPPORTED_IN_RESPONSES).filter(|name| !read.contains(name)).collect(),
             messages: all(UNSUPPORTED_IN_MESSAGES).filter(|name| *name != "system").collect(),
             batches: UNSUPPORTED_IN_BATCHES.to_vec(),
+            scores: all(UNSUPPORTED_IN_SCORES).collect(),
+            pooling: all(UNSUPPORTED_IN_SCORES)
+                .chain(UNSUPPORTED_IN_POOLING.iter().map(|(name, _)| *name))
+                .collect(),
         }
     }
 }

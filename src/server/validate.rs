@@ -14,10 +14,14 @@
 mod anthropic;
 mod chat;
 mod completion;
+mod conversations;
 mod limits;
 mod prompt_scores;
 mod responses;
 mod sampling;
+mod scored_chat;
+mod scored_texts;
+mod scores;
 mod tools;
 mod values;
 
@@ -44,6 +48,8 @@ use crate::generation::{Ask, MaxTokens, OutputRules, Prompts, RenderOptions, Too
 use crate::request::{MAX_PRIORITY, SamplingParams, Tenant};
 pub(crate) use limits::TEMPLATE_FIELDS;
 pub use limits::{Defaults, Limits};
+pub(crate) use scored_chat::scored_chat;
+pub(crate) use scores::{classify, get_reward, pooling, reward};
 use tools::ToolUse;
 use values::token_ids;
 
@@ -95,6 +101,7 @@ impl ValidRequest {
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub fn chat(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
+    limits.must_generate()?;
     let mut wire = ChatWire::read(fields)?;
     chat::template_fields(&mut wire, &limits.template_fields);
     let asked = chat::max_tokens(&wire)?;
@@ -140,6 +147,7 @@ pub(crate) fn response(
     limits: &Limits,
     fresh_seed: u64,
 ) -> Result<(ValidRequest, RequestEcho), ApiError> {
+    limits.must_generate()?;
     let mut wire = ResponsesWire::read(fields)?;
     let asked = wire.max_output_tokens.map(|tokens| MaxTokens::Exactly(tokens as u32));
     let logprobs = responses::logprobs(&mut wire)?;
@@ -170,6 +178,7 @@ pub(crate) fn message(
     limits: &Limits,
     fresh_seed: u64,
 ) -> Result<(ValidRequest, u32), ApiError> {
+    limits.must_generate()?;
     let MessagesWire { max_tokens, stop_sequences, metadata, mut conversation, mut common } =
         MessagesWire::read(fields)?;
     let most = max_tokens.unwrap_or(1) as u32;
@@ -211,6 +220,7 @@ pub(crate) fn count_tokens(mut fields: Fields, limits: &Limits) -> Result<Prompt
 /// # Errors
 /// 400, or 404 for an unknown model.
 pub fn completion(fields: Fields, limits: &Limits, fresh_seed: u64) -> Result<ValidRequest, ApiError> {
+    limits.must_generate()?;
     let mut wire = CompletionWire::read(fields)?;
     // There is no template.
     for (name, value) in wire.common.take_template_fields() {
@@ -252,7 +262,9 @@ pub(crate) fn tokenize(mut fields: Fields, limits: &Limits) -> Result<(Prompts, 
     }
     unsupported::refuse(&mut fields)?;
     chat.messages = Some(messages);
-    chat.add_generation_prompt = wire.add_generation_prompt;
+    // A score has no turn after the answer.
+    let add = wire.add_generation_prompt.or(limits.scoring.as_ref().map(|_| false));
+    chat.add_generation_prompt = add;
     chat.continue_final_message = wire.continue_final_message;
     chat.chat_template_kwargs = wire.chat_template_kwargs;
     Ok((chat::prompts(&mut chat, limits.tools, tools.as_ref())?, strings))
@@ -324,6 +336,7 @@ fn finish(
         truncate: truncate(wire.truncate_prompt_tokens)?,
         prompt_logprobs: wire.prompt_logprobs.map(|count| count as u8),
         prompt_logprobs_start,
+        reward: false,
     };
     let stream_options = wire.stream_options.unwrap_or_default();
     Ok(ValidRequest {

@@ -25,6 +25,9 @@ fn limits() -> Limits {
         tools: Some(ToolSupport { format: Some(ToolFormat::Hermes), in_template: true }),
         defaults,
         template_fields: Vec::new(),
+        scoring: None,
+        takes_system: true,
+        own_markers: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     }

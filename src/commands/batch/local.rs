@@ -108,6 +108,7 @@ fn state(engine: EngineHandle, p: Prepared) -> Arc<ServerState> {
         models: p.config.model.served_names(),
         model_paths: p.config.model.paths(),
         defaults: p.defaults,
+        scoring: p.scoring,
         tool_format: p.config.network.tool_call_parser,
         reject_unknown_fields: p.config.network.reject_unknown_fields,
         dropped_log_lines: Arc::clone(&p.log.dropped),

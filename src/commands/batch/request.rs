@@ -6,7 +6,7 @@ use super::fields::RawFields;
 use crate::batch::{Endpoint, Line, OfflineLine};
 use crate::server::error::ApiError;
 
-/// The body that a server gets for a line: the line's, with a seed if it has none.
+/// The body that a server gets for a line: the line's, with a seed if it has none and samples.
 ///
 /// # Errors
 /// The line asks for what a batch cannot have.
@@ -18,7 +18,8 @@ pub(super) fn body(line: &Line) -> Result<Bytes, ApiError> {
             return Err(ApiError::unsupported(field, "expected false in a batch, got true"));
         }
     }
-    if let (None, Some(OfflineLine { seed, .. })) = (fields.get("seed"), line.offline) {
+    let samples = line.endpoint != Endpoint::Reward;
+    if let (None, Some(OfflineLine { seed, .. })) = (fields.get("seed"), line.offline.filter(|_| samples)) {
         fields.set("seed", &seed).map_err(internal)?;
     }
     serde_json::to_vec(&fields).map(Bytes::from).map_err(internal)
@@ -32,6 +33,7 @@ pub(super) fn reply(endpoint: Endpoint, line: Option<OfflineLine>, reply: &[u8])
         let prefix = match endpoint {
             Endpoint::Chat => "chatcmpl-",
             Endpoint::Completions => "cmpl-",
+            Endpoint::Reward => "reward-",
         };
         fields.replace(&["id"], &format!("{prefix}{high:016x}{low:016x}")).ok()?;
         fields.replace(&["created"], &0).ok()?;

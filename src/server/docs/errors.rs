@@ -78,7 +78,7 @@ fn body() -> Vec<ApiError> {
     all.extend([
         ApiError::ModelNotFound(none()),
         ApiError::QueueFull { message: none(), retry_after: None },
-        ApiError::ContextBytes { param: "", limit: 0, bytes: 0 },
+        ApiError::ContextBytes { param: none(), limit: 0, bytes: 0 },
     ]);
     all
 }
@@ -102,7 +102,7 @@ fn arrival() -> Vec<ApiError> {
 fn engine() -> Vec<ApiError> {
     let none = String::new;
     vec![
-        ApiError::ContextLength { param: "", limit: 0, prompt: 0, completion: 0 },
+        ApiError::ContextLength { param: none(), limit: 0, prompt: 0, completion: 0 },
         ApiError::DeadlineUnmet { message: none(), retry_after: Some(Duration::ZERO) },
         ApiError::DeadlineExceeded,
         ApiError::EngineDown(none()),

@@ -166,6 +166,10 @@ impl Tracker {
             }
             choice.tokens += delta.tokens;
         }
+        if delta.reward.is_some() {
+            // A score ends the prefill, as a first token does.
+            (choice.first_token, choice.last_token) = (Some(now), Some(now));
+        }
         if let Some(finish) = delta.finish {
             self.finish(delta.index, finish.as_str());
         }

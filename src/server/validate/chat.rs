@@ -106,7 +106,8 @@ pub(super) fn prompts(
     support: Option<ToolSupport>,
     tools: Option<&ToolUse>,
 ) -> Result<Prompts, ApiError> {
-    let messages = messages(wire.messages.take().as_deref(), &mut wire.common.ignored)?;
+    let items = wire.messages.take().unwrap_or_default();
+    let messages = messages("messages", &items, &mut wire.common.ignored)?;
     let continues = wire.continue_final_message.unwrap_or(false);
     if continues && wire.add_generation_prompt == Some(true) {
         let text = "expected add_generation_prompt = false with this field, got true";
@@ -154,20 +155,23 @@ pub(super) fn kwargs(map: Option<&Map<String, Value>>) -> Result<Map<String, Val
     }
 }
 
-/// Reads the messages of a conversation. Only text content is supported.
-fn messages(items: Option<&[Value]>, ignored: &mut Vec<String>) -> Result<Vec<ChatMessage>, ApiError> {
-    let items = items.unwrap_or_default();
+/// Reads the messages of the conversation at `path`. Only text content is supported.
+pub(super) fn messages(
+    path: &str,
+    items: &[Value],
+    ignored: &mut Vec<String>,
+) -> Result<Vec<ChatMessage>, ApiError> {
     if items.is_empty() {
-        return Err(ApiError::invalid("messages", "expected at least one message, got none"));
+        return Err(ApiError::invalid(path, "expected at least one message, got none"));
     }
     // DeepSeek's and Moonshot's fields of a last message that the answer continues.
     let last = items.len() - 1;
     let asks = |name: &&str| items[last].get(*name).is_some_and(|value| !value.is_null() && value != false);
     if let Some(name) = ["prefix", "partial"].into_iter().find(asks) {
         let text = "this field is not supported; the request's continue_final_message does the same";
-        return Err(ApiError::unsupported(format!("messages[{last}].{name}"), text));
+        return Err(ApiError::unsupported(format!("{path}[{last}].{name}"), text));
     }
-    items.iter().enumerate().map(|(i, item)| message(&format!("messages[{i}]"), item, ignored)).collect()
+    items.iter().enumerate().map(|(i, item)| message(&format!("{path}[{i}]"), item, ignored)).collect()
 }
 
 /// Reads one message. Paths of unknown fields are added to `ignored`.

@@ -1,5 +1,9 @@
 //! Properties of the server that requests are validated against. Fixed limits are in the tables of fields.
 
+use std::sync::Arc;
+
+use crate::server::error::ApiError;
+use crate::server::reward::scoring::Scoring;
 use crate::tools::ToolSupport;
 
 /// Fields that are variables of chat templates.
@@ -43,9 +47,36 @@ pub struct Limits {
     pub defaults: Defaults,
     /// Those of [`TEMPLATE_FIELDS`] that the chat template reads.
     pub template_fields: Vec<&'static str>,
+    /// The values and weights of a model that scores; `None` if the model generates.
+    pub scoring: Option<Arc<Scoring>>,
+    /// Whether the chat template takes a system message.
+    pub takes_system: bool,
+    /// Turn markers of any model that the tokenizer knows as tokens.
+    pub own_markers: Vec<&'static str>,
     /// Whether an unknown field is an error.
     pub reject_unknown_fields: bool,
     /// Whether the operator gave API keys priorities. If so, a request's own `priority` cannot be negative,
     /// that is, it cannot go before other requests of its key.
     pub keys_have_priorities: bool,
+}
+
+impl Limits {
+    /// Refuses a request for an answer to a model that scores.
+    ///
+    /// # Errors
+    /// 400.
+    pub(super) fn must_generate(&self) -> Result<(), ApiError> {
+        let text = "this model scores answers and does not generate; expected a request to \
+                    /v1/chat/completions, /v1/reward, /pooling, /classify or /get_reward";
+        self.scoring.as_ref().map_or(Ok(()), |_| Err(ApiError::unsupported("model", text)))
+    }
+
+    /// The values of a model that scores.
+    ///
+    /// # Errors
+    /// 400 if the model generates.
+    pub(super) fn must_score(&self) -> Result<Arc<Scoring>, ApiError> {
+        let text = "this model generates and has no reward head; scores need a model with one";
+        self.scoring.clone().ok_or_else(|| ApiError::unsupported("model", text))
+    }
 }

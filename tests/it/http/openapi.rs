@@ -49,6 +49,9 @@ fn read(read: Read, body: &Value) -> Result<ValidRequest, ApiError> {
         tools: None,
         defaults: Default::default(),
         template_fields: Vec::new(),
+        scoring: None,
+        takes_system: true,
+        own_markers: Vec::new(),
         reject_unknown_fields: false,
         keys_have_priorities: false,
     };

@@ -355,7 +355,7 @@ fn every_error_has_four_keys_and_a_type() {
 #[test]
 fn the_context_length_error_has_the_text_that_clients_match() {
     let error = octant::server::error::ApiError::ContextLength {
-        param: "messages",
+        param: "messages".to_owned(),
         limit: 4096,
         prompt: 4000,
         completion: 1000,
