@@ -25,7 +25,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import demo_model
@@ -55,19 +55,22 @@ def main() -> None:
 def post(url: str, body: dict) -> dict:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=600) as reply:
+        with urllib.request.urlopen(request, timeout=3600) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         sys.exit(f"{url}: {error.code}: {error.read().decode()}")
 
 
-def in_order(call, items: list, what: str):
-    """Yields the results of concurrent calls in the order of the items, and prints how far they are."""
-    with ThreadPoolExecutor(CONCURRENCY) as pool:
-        for done, result in enumerate(pool.map(call, items), 1):
-            yield result
+def concurrently(call, items: list, what: str):
+    """Yields the results of concurrent calls as they come, and prints how many there are."""
+    pool = ThreadPoolExecutor(CONCURRENCY)
+    try:
+        for done, future in enumerate(as_completed([pool.submit(call, item) for item in items]), 1):
+            yield future.result()
             if done % 20 == 0 or done == len(items):
                 print(f"{done} of {len(items)} {what}", file=sys.stderr, flush=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def answers(url: str, out: Path) -> None:
@@ -83,7 +86,7 @@ def answers(url: str, out: Path) -> None:
         return {**row, "answer": choice["message"]["content"].strip(), "finish": choice["finish_reason"]}
 
     with open(out, "a", encoding="utf-8") as sink:
-        for row in in_order(ask, todo, "answers"):
+        for row in concurrently(ask, todo, "answers"):
             sink.write(json.dumps(row, ensure_ascii=False) + "\n")
             sink.flush()
 
@@ -95,23 +98,26 @@ def read(path: Path) -> list[dict]:
 
 def whole(path: Path) -> list[dict]:
     """Reads the answers that ended by themselves and are long enough, with their spoiled versions."""
-    rows = [row for row in read(path) if row["finish"] == "stop"]
+    rows = {row["prompt"]: row for row in read(path) if row["finish"] == "stop"}
+    rows = [rows[given["prompt"]] for given in texts.prompts() if given["prompt"] in rows]
     return texts.with_spoiled([row for row in rows if len(row["answer"].split()) >= texts.FEWEST_WORDS])
 
 
-def values(url: str, rows: list[dict], names: list[str]) -> list[dict]:
-    """Returns the values that a reward server gives the versions of each row's answer, by kind."""
+def scores(url: str, rows: list[dict], names: list[str], **fields) -> list[dict]:
+    """Returns the score and the values that a server gives the versions of each row's answer, by kind."""
 
-    def score(row: dict) -> dict:
+    def score(item: tuple) -> tuple:
+        number, row = item
         prompt = [{"role": "user", "content": row["prompt"]}]
         given = [version["text"] for version in row["versions"].values()]
-        reply = post(f"{url}/v1/reward", {"prompt": prompt, "answers": given})
+        reply = post(f"{url}/v1/reward", {"prompt": prompt, "answers": given, **fields})
         if reply["attributes"] != names:
             sys.exit(f"{url}: expected a model with the values {names}, got {reply['attributes']}")
-        found = ([one["values"][name] for name in names] for one in reply["data"])
-        return dict(zip(row["versions"], found, strict=True))
+        found = ((one["score"], [one["values"][name] for name in names]) for one in reply["data"])
+        return number, dict(zip(row["versions"], found, strict=True))
 
-    return list(in_order(score, rows, "prompts"))
+    found = dict(concurrently(score, list(enumerate(rows)), "prompts"))
+    return [found[number] for number in range(len(rows))]
 
 
 def probe(directory: Path) -> None:
@@ -140,8 +146,9 @@ def fit(url: str, source: Path) -> None:
 
     size = json.loads((demo_model.CHAT / "config.json").read_text())["hidden_size"]
     rows = [row for row in whole(source) if not row["held_out"]]
-    states = values(url, rows, probe_names(size))
-    x = np.array([state for row in states for state in row.values()])
+    # The probe's score is of no use here, but a head without published weights has to be given one.
+    states = scores(url, rows, probe_names(size), weights={"h0": 1})
+    x = np.array([state for row in states for _, state in row.values()])
     y = np.array([version["target"] for row in rows for version in row["versions"].values()])
     topics = sorted({row["topic"] for row in rows})
     folds = np.array([topics.index(row["topic"]) % FOLDS for row in rows])
@@ -172,7 +179,7 @@ def head(x, y, folds):
 def ridge(x, y, strength: float, per_row: int):
     """Returns the weight [values, hidden] of ridge regression without a constant.
 
-    The columns are scaled to a mean square of 1. A written answer weighs as much as its spoiled versions together.
+    The columns are scaled to a mean square of 1. A written answer weighs as much as all its spoiled versions.
     """
     import numpy as np
 
@@ -185,38 +192,33 @@ def ridge(x, y, strength: float, per_row: int):
 
 def measure(source: Path, urls: list[str]) -> None:
     rows = [row for row in whole(source) if row["held_out"]]
-    names = demo_model.ATTRIBUTES
     first = None
     for url in urls:
-        found = values(url, rows, names)
-        margins = {kind: [] for kind in texts.SPOILED}
-        for row in found:
-            written = texts.score(row["written"])
-            for kind, pairs in margins.items():
-                pairs.append(written - texts.score(row[kind]))
+        found = scores(url, rows, demo_model.ATTRIBUTES)
+        # By kind, how far each written answer is above its spoiled version.
+        margins = {kind: [row["written"][0] - row[kind][0] for row in found] for kind in texts.SPOILED}
         first = first or margins
-        report(url, rows, found, margins, first)
+        print(f"\n{url}: {len(rows)} held-out prompts\n")
+        report(found, margins, first)
 
 
-def report(url: str, rows: list[dict], found: list[dict], margins: dict, first: dict) -> None:
-    """Prints a table by kind: pairs ranked right, those ordered as by the first server, and mean values."""
-    print(f"\n{url}: {len(rows)} held-out prompts")
-    names = " | ".join(demo_model.ATTRIBUTES)
-    print(f"| version | ranked right | order as first | score | {names} |\n|---|---|---|---|---|---|---|---|---|")
-    everything = [(m, f) for kind in margins for m, f in zip(margins[kind], first[kind])]
-    for kind in ["written", *texts.SPOILED, "all pairs"]:
-        pairs = everything if kind == "all pairs" else list(zip(margins.get(kind, []), first.get(kind, [])))
-        shares = ["", ""]
-        if pairs:
-            right = sum(m > 0 for m, _ in pairs) / len(pairs)
-            same = sum((m > 0) == (f > 0) and (m < 0) == (f < 0) for m, f in pairs) / len(pairs)
-            shares = [f"{right:.1%}", f"{same:.1%}"]
-        means = [""] * (len(demo_model.ATTRIBUTES) + 1)
-        if kind != "all pairs":
-            given = [row[kind] for row in found]
-            columns = [[texts.score(v) for v in given], *zip(*given)]
-            means = [f"{sum(column) / len(column):.2f}" for column in columns]
-        print("| " + " | ".join([kind, *shares, *means]) + " |")
+def report(found: list[dict], margins: dict, first: dict) -> None:
+    """Prints a table by kind: pairs ranked right, pairs ordered as by the first server, and mean values."""
+    columns = ["version", "ranked right", "order as first", "score", *demo_model.ATTRIBUTES]
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    for kind in ["written", *texts.SPOILED]:
+        shares = shares_of(margins[kind], first[kind]) if kind in margins else ["", ""]
+        given = [[score, *values] for score, values in (row[kind] for row in found)]
+        means = [f"{sum(column) / len(column):.2f}" for column in zip(*given)]
+        print(f"| {' | '.join([kind, *shares, *means])} |")
+    shares = shares_of(sum(margins.values(), []), sum(first.values(), []))
+    print(f"| {' | '.join(['all pairs', *shares])} |{' |' * (len(columns) - 3)}")
+
+
+def shares_of(margins: list[float], first: list[float]) -> list[str]:
+    right = sum(margin > 0 for margin in margins)
+    same = sum((one > 0) == (two > 0) for one, two in zip(margins, first))
+    return [f"{right / len(margins):.1%}", f"{same / len(margins):.1%}"]
 
 
 if __name__ == "__main__":
