@@ -15,19 +15,19 @@ SPOILED = ["cut", "shuffled", "repeated", "off the subject"]
 # An answer with fewer words is not used: too little is left of it to spoil.
 FEWEST_WORDS = 8
 # Number of prompts about each topic.
-PROMPTS_PER_TOPIC = 4
+PROMPTS_PER_TOPIC = 2
 # Every fourth topic is held out.
 HELD_OUT = 4
 
 FORMS = [
     "What is the most important thing to know about {}? Answer in one sentence.",
     "Explain {} to a child in two sentences.",
-    "Give me three short tips about {}.",
+    "Give me one tip about {}. Answer in two sentences.",
     "Write one sentence about {}.",
     "Why do people care about {}? Be brief.",
     "Tell me one surprising fact about {}.",
     "What is a common mistake with {}? Answer in two sentences.",
-    "Write a short message to a friend about {}.",
+    "Write a message of two sentences to a friend about {}.",
     "Describe {} in a few words.",
     "What should a beginner read or try first to learn about {}? Be brief.",
 ]
@@ -76,11 +76,9 @@ def with_spoiled(rows: list[dict]) -> list[dict]:
     out = []
     for row in rows:
         answer, rng = row["answer"], random.Random(row["prompt"])
+        others = [r for r in rows if r["topic"] != row["topic"] and r["held_out"] == row["held_out"]]
         # Answers to the same form, because a form's words alone show that an answer is not to it.
-        others = [r for r in rows if r["form"] == row["form"] and r["topic"] != row["topic"]]
-        others = [r for r in others if r["held_out"] == row["held_out"]]
-        if not others:
-            continue
+        others = [r for r in others if r["form"] == row["form"]] or others
         kept, short = cut(answer, rng)
         versions = {
             "written": (answer, [4, 4, 4]),

@@ -33,7 +33,7 @@ import demo_reward_texts as texts
 
 CONCURRENCY = 16
 # Sampling of the answers. An answer that reaches the limit is not used: it is cut already.
-SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 120}
+SAMPLING = {"temperature": 0.6, "top_p": 0.9, "max_tokens": 100}
 # Parts of the training topics, each of which is left out once to choose the strength of the regularisation.
 FOLDS = 5
 
