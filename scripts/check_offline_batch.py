@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 MODEL = "demo/smollm2-135m-instruct"
+PATH = "/v1/chat/completions"
 WORDS = "sea lamp keeper stair storm ship rock gull harbour rope bell fog".split()
 
 
@@ -34,7 +35,7 @@ def write_lines(path, count, words, max_tokens):
             body["messages"] = [{"role": "user", "content": f"{number}: {text}"}]
             if number % 10 == 9:
                 body["temperature"] = -1
-            row = {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            row = {"custom_id": f"line-{number}", "method": "POST", "url": PATH, "body": body}
             out.write(json.dumps(row) + "\n")
 
 
