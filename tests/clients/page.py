@@ -258,17 +258,21 @@ def a_model_without_a_template_continues_text(tab: Browser, binary: str, model: 
         config.pop("chat_template", None)
         path.write_text(json.dumps(config))
         server = Server(binary, folder)
-        tab.open(server.root)
-        tab.until("document.getElementById('model').value === 'demo'")
-        tab.value("document.querySelector('[name=max_tokens]').value = '5'")
-        tab.value("document.getElementById('prompt').focus()")
-        tab.type("Once upon")
-        tab.press("Enter")
-        tab.until(f"{IDLE} && {FIGURES}.includes('5 out')")
-        assert "no chat template" in tab.value("document.getElementById('notice').textContent")
+        continues_text(tab, server.root)
         the_page_works_below_a_path_of_a_proxy(tab, server)
         a_foreign_page_reaches_nothing(tab, server)
         server.stop()
+
+
+def continues_text(tab: Browser, root: str) -> None:
+    tab.open(root)
+    tab.until("document.getElementById('model').value === 'demo'")
+    tab.value("document.querySelector('[name=max_tokens]').value = '5'")
+    tab.value("document.getElementById('prompt').focus()")
+    tab.type("Once upon")
+    tab.press("Enter")
+    tab.until(f"{IDLE} && {FIGURES}.includes('5 out')")
+    assert "no chat template" in tab.value("document.getElementById('notice').textContent")
 
 
 NGINX = """
@@ -310,14 +314,8 @@ def the_page_works_below_a_path_of_a_proxy(tab: Browser, server: Server) -> None
                 assert time.monotonic() < deadline, "nginx does not answer"
                 time.sleep(0.05)
             # nginx sends a browser without the last slash to the address with it.
-            tab.open(root)
-            tab.until("document.getElementById('model').value === 'demo'")
+            continues_text(tab, root)
             assert tab.value("location.pathname") == "/models/octant/"
-            tab.value("document.querySelector('[name=max_tokens]').value = '5'")
-            tab.value("document.getElementById('prompt').focus()")
-            tab.type("Once upon")
-            tab.press("Enter")
-            tab.until(f"{IDLE} && {FIGURES}.includes('5 out')")
             tab.until("document.querySelectorAll('#plots .line[d]').length === 4")
             tab.open(root + "/docs")
             tab.until("document.querySelectorAll('details').length > 10")

@@ -141,8 +141,8 @@ function show(api) {
       groups.get(tag).push(section(api, method, path, operation));
     }
   }
-  const section = ([tag, operations]) => make("section", "", make("h2", "", tag), ...operations);
-  const sections = [...groups].map(section);
+  const group = ([tag, operations]) => make("section", "", make("h2", "", tag), ...operations);
+  const sections = [...groups].map(group);
   byId("routes").replaceChildren(...sections);
   byId("filter").addEventListener("input", (event) => {
     const wanted = event.target.value.trim().toLowerCase();
