@@ -27,18 +27,18 @@ use crate::dev::{self, Dev};
 #[derive(Deserialize)]
 pub struct RewardGolden {
     /// The fixture with the layers.
-    trunk: String,
-    architecture: String,
+    pub trunk: String,
+    pub architecture: String,
     /// The name of the head in the checkpoint.
-    module: String,
-    weight: Vec<Vec<f32>>,
-    bias: Option<Vec<f32>>,
+    pub module: String,
+    pub weight: Vec<Vec<f32>>,
+    pub bias: Option<Vec<f32>>,
     /// Names of the values in `config.json`, if it has any.
-    labels: Option<Vec<String>>,
+    pub labels: Option<Vec<String>>,
     /// The mean error of a value in a simulation of FP8.
-    fp8_mean_error: f64,
+    pub fp8_mean_error: f64,
     /// The values of the head after each prompt, in float32.
-    values: Vec<Vec<f64>>,
+    pub values: Vec<Vec<f64>>,
     #[serde(skip)]
     pub prompts: Vec<RewardPrompt>,
 }
@@ -66,35 +66,19 @@ pub fn reward_golden() -> Vec<RewardGolden> {
 }
 
 impl RewardGolden {
-    /// NeMo's head with this weight after the layers of a fixture.
-    pub fn of_nemo(trunk: &str, weight: &[f32], bias: Vec<f32>) -> Self {
-        let hidden = weight.len() / bias.len();
-        Self {
-            trunk: trunk.to_owned(),
-            architecture: "NemotronForSequenceClassification".to_owned(),
-            module: "rm_head".to_owned(),
-            weight: weight.chunks_exact(hidden).map(<[f32]>::to_vec).collect(),
-            bias: Some(bias),
-            labels: None,
-            fp8_mean_error: 0.0,
-            values: Vec::new(),
-            prompts: Vec::new(),
-        }
-    }
-
     pub fn width(&self) -> usize {
         self.weight.len()
     }
 
     pub fn name(&self) -> String {
         let bias = if self.bias.is_some() { ", with a bias" } else { "" };
-        format!("{}: {} of {}{bias}", self.architecture, self.module, self.weight.len())
+        format!("{}: {} of {}{bias}", self.architecture, self.module, self.width())
     }
 
     /// Writes a checkpoint of the layers and the head.
     pub fn checkpoint(&self) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let (width, hidden) = (self.weight.len(), self.weight[0].len());
+        let (width, hidden) = (self.width(), self.weight[0].len());
         let weight = format!("{}.weight", self.module);
         let mut head = vec![(weight.clone(), vec![width, hidden], self.weight.concat())];
         head.extend(
@@ -214,7 +198,7 @@ fn unquantised_scores_agree_with_transformers() {
     for golden in reward_golden() {
         let dir = golden.checkpoint();
         let head = ModelConfig::from_dir(dir.path()).unwrap().reward.unwrap();
-        assert_eq!((head.module, head.width), (&*golden.module, golden.weight.len()));
+        assert_eq!((head.module, head.width), (&*golden.module, golden.width()));
         let prompts = if dev::FAST { &golden.prompts[..] } else { &golden.prompts[..2] };
         for prompt in prompts {
             let got = scores(dir.path(), Precision::None, KvDtype::Bf16, &prompt.ids);
@@ -293,7 +277,7 @@ pub async fn score(engine: &EngineHandle, request: Request) -> Arc<[f32]> {
 /// A head of nine values with a bias, and one of a single value, after layers of both families.
 pub fn heads() -> Vec<RewardGolden> {
     let mut all = reward_golden();
-    all.retain(|golden| [("nemotron", 9), ("llama", 1)].contains(&(&*golden.trunk, golden.weight.len())));
+    all.retain(|golden| [("nemotron", 9), ("llama", 1)].contains(&(&*golden.trunk, golden.width())));
     assert_eq!(all.len(), 2);
     all.truncate(if dev::FAST { 2 } else { 1 });
     all

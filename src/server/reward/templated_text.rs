@@ -174,6 +174,12 @@ pub(crate) fn turn_markers() -> impl Iterator<Item = &'static str> {
     FORMATS.iter().flat_map(|(_, markers)| markers.iter().copied()).chain(UNREAD)
 }
 
+/// Whether a text begins with a turn, as a chat template writes it.
+pub(crate) fn begins_with_turn(text: &str) -> bool {
+    let inner = without_edges(text).trim_start();
+    turn_markers().any(|marker| inner.starts_with(marker))
+}
+
 /// Whether a system message is one that a chat template writes of itself.
 pub(crate) fn is_default_system(text: &str) -> bool {
     let text = text.trim();

@@ -31,7 +31,8 @@ request_fields! {
         messages: List = list(1, MAX_MESSAGES, "messages", MessageWire::schema);
         /// Several conversations.
         messages_list: List = list(1, MAX_SEQUENCES, "conversations", conversation);
-        /// The messages before each of `answers`; a string is one message of the user.
+        /// The messages before each of `answers`; a string is one message of the user, or a conversation with
+        /// turn markers up to the beginning of the answer.
         prompt: Any = any(PROMPT, prompt);
         /// Answers to `prompt`, each a string. Their prompt is computed once.
         answers: List = list(1, MAX_SEQUENCES, "answers", string);

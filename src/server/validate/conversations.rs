@@ -10,8 +10,6 @@ use serde_json::{Map, Value};
 use super::{Limits, chat, tools};
 use crate::generation::{ChatMessage, Conversation, Prompts, Role};
 use crate::server::error::ApiError;
-use crate::server::fields::wrong_type;
-use crate::server::reward::types::PROMPT;
 use crate::server::reward::writer::Subject;
 use crate::server::types::MAX_SEQUENCES;
 
@@ -61,34 +59,11 @@ pub(super) fn answers_of(messages: &[ChatMessage]) -> impl Iterator<Item = usize
 }
 
 /// The messages with tool calls as text, if the template shows none.
-fn plain(messages: Vec<ChatMessage>, limits: &Limits) -> Vec<ChatMessage> {
+pub(super) fn plain(messages: Vec<ChatMessage>, limits: &Limits) -> Vec<ChatMessage> {
     match limits.tools {
         Some(support) => tools::as_text(messages, support, &[]),
         None => messages,
     }
-}
-
-/// Reads a prompt and the answers to it.
-pub(super) fn answered(
-    prompt: Value,
-    answers: Vec<Value>,
-    ignored: &mut Vec<String>,
-    limits: &Limits,
-) -> Result<Vec<Read>, ApiError> {
-    let messages = match prompt {
-        Value::String(text) => vec![ChatMessage::new(Role::User, text)],
-        Value::Array(items) => chat::messages("prompt", &items, ignored)?,
-        other => return Err(wrong_type("prompt", PROMPT, &other)),
-    };
-    let before: Vec<usize> = answers_of(&messages).chain([messages.len()]).collect();
-    let shared: Arc<[ChatMessage]> = plain(messages, limits).into();
-    let one = |(i, answer): (usize, Value)| {
-        let path = format!("answers[{i}]");
-        let Value::String(text) = answer else { return Err(wrong_type(&path, "a string", &answer)) };
-        let answer = Some(ChatMessage::new(Role::Assistant, text));
-        Ok(Read { path, messages: Arc::clone(&shared), answer, answers: before.clone() })
-    };
-    answers.into_iter().enumerate().map(one).collect()
 }
 
 /// The prompts of conversations: each up to its last answer, or up to each of its answers.

@@ -1,16 +1,24 @@
 //! Conversations to score that are given as text or as token ids.
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 
-use super::Limits;
-use super::conversations::{Read, answers_of, ends};
+use super::conversations::{Read, answers_of, ends, plain};
 use super::values::token_ids;
+use super::{Limits, chat};
 use crate::generation::{ChatMessage, Content, Prompts, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::wrong_type;
-use crate::server::reward::templated_text::{self, is_default_system, turn_markers, without_edges};
+use crate::server::reward::templated_text::{
+    self, begins_with_turn, is_default_system, turn_markers, without_edges,
+};
+use crate::server::reward::types::PROMPT;
 use crate::server::reward::writer::Subject;
 use crate::server::types::MAX_SEQUENCES;
+
+/// Most bytes of a prompt with turn markers, once for each of its answers.
+const MAX_JOINED_BYTES: usize = 64 << 20;
 
 /// A text of a request, with its path.
 pub(super) struct InputText {
@@ -130,4 +138,49 @@ fn turns(input: InputText, limits: &Limits) -> Result<Read, ApiError> {
     }
     let answers = answers_of(&messages).collect();
     Ok(Read { path, messages: messages.into(), answer: None, answers })
+}
+
+/// Reads a prompt and the answers to it.
+pub(super) fn answered(
+    prompt: Value,
+    answers: Vec<Value>,
+    ignored: &mut Vec<String>,
+    limits: &Limits,
+) -> Result<Vec<Read>, ApiError> {
+    let messages = match prompt {
+        Value::String(text) if begins_with_turn(&text) => return templated(&text, answers, limits),
+        Value::String(text) => vec![ChatMessage::new(Role::User, text)],
+        Value::Array(items) => chat::messages("prompt", &items, ignored)?,
+        other => return Err(wrong_type("prompt", PROMPT, &other)),
+    };
+    let before: Vec<usize> = answers_of(&messages).chain([messages.len()]).collect();
+    let shared: Arc<[ChatMessage]> = plain(messages, limits).into();
+    let one = |(i, answer): (usize, Value)| {
+        let path = format!("answers[{i}]");
+        let Value::String(text) = answer else { return Err(wrong_type(&path, "a string", &answer)) };
+        let answer = Some(ChatMessage::new(Role::Assistant, text));
+        Ok(Read { path, messages: Arc::clone(&shared), answer, answers: before.clone() })
+    };
+    answers.into_iter().enumerate().map(one).collect()
+}
+
+/// Reads answers to a prompt that has turn markers, up to the beginning of the answer.
+fn templated(prompt: &str, answers: Vec<Value>, limits: &Limits) -> Result<Vec<Read>, ApiError> {
+    let bytes = prompt.len().saturating_mul(answers.len());
+    if bytes > MAX_JOINED_BYTES {
+        let text = format!(
+            "expected messages in place of text with turn markers, which takes {bytes} bytes with all answers"
+        );
+        return Err(ApiError::invalid("prompt", text));
+    }
+    let one = |(i, answer): (usize, Value)| {
+        let path = format!("answers[{i}]");
+        match answer {
+            Value::String(answer) => {
+                turns(InputText { path, text: format!("{prompt}{answer}"), prompt: None }, limits)
+            }
+            other => Err(wrong_type(&path, "a string", &other)),
+        }
+    };
+    answers.into_iter().enumerate().map(one).collect()
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::conversations::{answered, conversation, ends};
-use super::scored_texts::{numbers, text_prompts, text_subject, texts};
+use super::conversations::{conversation, ends};
+use super::scored_texts::{answered, numbers, text_prompts, text_subject, texts};
 use super::{Limits, ValidRequest, chat, priority, served_model, tenant};
 use crate::generation::{Ask, Prompts};
 use crate::server::error::ApiError;

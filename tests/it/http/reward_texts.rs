@@ -190,3 +190,38 @@ async fn a_model_without_a_template_takes_text_as_it_is() {
         assert!(error["message"].as_str().unwrap().contains(part), "{error}");
     }
 }
+
+#[tokio::test]
+async fn a_prompt_with_turn_markers_is_read_with_each_of_its_answers() {
+    let server = launch(&FIVE);
+    let expected =
+        server.post("/v1/reward", json!({ "messages": turns(&["Why?", "Because."]) })).await.json();
+    for (prompt, answers) in [
+        (
+            "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+            ["Because.", "Because.<|im_end|>\n<|endoftext|>"],
+        ),
+        ("<s>[INST] Why? [/INST]", [" Because.", " Because. </s>"]),
+        ("<extra_id_0>System\n\n<extra_id_1>User\nWhy?\n<extra_id_1>Assistant\n", ["Because.", "Because.\n"]),
+    ] {
+        let reply = server.post("/v1/reward", json!({ "prompt": prompt, "answers": answers })).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        for entry in reply.json()["data"].as_array().unwrap() {
+            assert_eq!(entry["values"], expected["data"][0]["values"], "{prompt}");
+        }
+    }
+    for (prompt, answer, part) in [
+        ("<start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n", "b", "got <start_of_turn>"),
+        ("<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n", "", "expected an answer"),
+    ] {
+        let refused = server.post("/v1/reward", json!({ "prompt": prompt, "answers": [answer] })).await;
+        assert_eq!(refused.error().2.as_deref(), Some("answers[0]"), "{}", refused.text());
+        assert!(refused.text().contains(part), "{}", refused.text());
+    }
+    // A prompt that only mentions a marker is text.
+    let about = json!({ "prompt": "What does <|im_start|> mean?", "answers": ["A turn."] });
+    let plain = turns(&["What does <|im_start|> mean?", "A turn."]);
+    let reply = server.post("/v1/reward", about).await.json();
+    let messages = server.post("/v1/reward", json!({ "messages": plain })).await.json();
+    assert_eq!(reply["data"], messages["data"]);
+}

@@ -10,7 +10,7 @@ use super::batches::{jsonl, lines_of, setup as batch_setup, until_status, upload
 use super::client::{Connection, send};
 use super::test_server::{Setup, TestServer, merged, metric, tokenizer};
 use crate::device::model::runner;
-use crate::device::reward::RewardGolden;
+use crate::device::reward::heads;
 use crate::fake::{self, FakeExecutor};
 
 /// Turns of user and assistant with markers, then the end marker: a template like that of the 340B's Reward.
@@ -25,6 +25,19 @@ pub const TEMPLATE: &str = "\
 
 /// The weights of NVIDIA's model card.
 pub const CARD: [f64; 5] = [0.3, 0.74, 0.46, 0.47, -0.33];
+
+/// The values of NeMo's heads. The first four are not trained.
+const NINE: [&str; 9] = [
+    "quality",
+    "toxicity",
+    "humor",
+    "creativity",
+    "helpfulness",
+    "correctness",
+    "coherence",
+    "complexity",
+    "verbosity",
+];
 
 pub const FIVE: [&str; 5] = ["helpfulness", "correctness", "coherence", "complexity", "verbosity"];
 
@@ -197,8 +210,7 @@ async fn weights_are_the_cards_the_operators_or_the_requests() {
 
 #[tokio::test]
 async fn heads_of_nine_report_the_five_trained_values_and_heads_of_one_the_reward() {
-    let nine = [&["quality", "toxicity", "humor", "creativity"][..], &FIVE].concat();
-    let server = launch(&nine);
+    let server = launch(&NINE);
     let reply = server.post("/v1/reward", json!({ "messages": turns(&["a", "b"]) })).await.json();
     let all = values(&["a", "b"], 9);
     assert_eq!(reply["attributes"], json!(FIVE));
@@ -275,10 +287,9 @@ async fn conversations_that_cannot_be_scored_are_refused_with_their_path() {
 
 #[tokio::test]
 async fn a_score_has_the_same_bits_alone_and_among_many() {
-    let weight: Vec<f32> = (0..5 * 64).map(|i| ((i * 37 % 101) as f32 - 50.0) / 200.0).collect();
-    let golden = RewardGolden::of_nemo("nemotron", &weight, vec![0.5, -0.25, 0.0, 1.0, 0.125]);
+    let golden = heads().into_iter().find(|golden| golden.width() == 9).expect("a head of nine values");
     let model = golden.checkpoint();
-    let mut setup = setup(&FIVE);
+    let mut setup = setup(&NINE);
     setup.config.vocab_size = 384;
     setup.config.max_model_len = 256;
     let runner = runner(model.path(), &setup.config);

@@ -101,8 +101,18 @@ fn original_reward(bias: impl Fn(usize, f32) -> Option<f32>) -> tempfile::TempDi
     });
     let rows = weight.chunks_exact(64).zip(biases.iter().enumerate().map(|(row, stored)| bias(row, *stored)));
     let rows: Vec<(&[f32], f32)> = rows.filter_map(|(row, bias)| bias.map(|bias| (row, bias))).collect();
-    let weight: Vec<f32> = rows.iter().flat_map(|(row, _)| *row).copied().collect();
-    RewardGolden::of_nemo("nemotron", &weight, rows.iter().map(|(_, bias)| *bias).collect()).checkpoint()
+    let golden = RewardGolden {
+        trunk: "nemotron".to_owned(),
+        architecture: "NemotronForSequenceClassification".to_owned(),
+        module: "rm_head".to_owned(),
+        weight: rows.iter().map(|(row, _)| row.to_vec()).collect(),
+        bias: Some(rows.iter().map(|(_, bias)| *bias).collect()),
+        labels: None,
+        fp8_mean_error: 0.0,
+        values: Vec::new(),
+        prompts: Vec::new(),
+    };
+    golden.checkpoint()
 }
 
 #[test]
