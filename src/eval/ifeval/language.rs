@@ -1,7 +1,7 @@
 //! The language of an answer, as the reference finds it. `langdetect` draws random numbers, so the seed is
 //! fixed; lm-eval leaves it open, and its verdict on a text of mixed languages can change between runs.
 
-use std::sync::OnceLock;
+use std::cell::OnceCell;
 
 use langdetect::{DetectorFactory, Seed};
 
@@ -15,7 +15,7 @@ pub(super) const LANGUAGES: [&str; 30] = [
 #[derive(Default)]
 pub(super) struct LanguageDetector {
     /// The profiles of 55 languages, read when the first rule needs them.
-    factory: OnceLock<DetectorFactory>,
+    factory: OnceCell<DetectorFactory>,
 }
 
 impl std::fmt::Debug for LanguageDetector {

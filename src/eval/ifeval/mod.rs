@@ -1,8 +1,8 @@
 //! IFEval: prompts with rules on the form of the answer, such as its number of words, which programs check.
 //!
-//! The rules decide as those of lm-eval do, with two differences: sentences are found with other lists of words,
-//! and nothing is random. `scripts/compare_ifeval.py` counts different verdicts: none in 4,000 made answers. An
-//! unknown rule and a missing argument are errors.
+//! The rules decide as those of lm-eval do, with two differences: sentences are found with other lists of
+//! words, and nothing is random. `scripts/compare_ifeval.py` counts how often that matters: never in 4,000
+//! made answers. An unknown rule and a missing argument are errors.
 
 mod check;
 mod english;
