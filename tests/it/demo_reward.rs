@@ -13,7 +13,23 @@ const ATTRIBUTES: [&str; 5] = ["helpfulness", "correctness", "coherence", "compl
 /// The weights of NVIDIA's model card.
 const WEIGHTS: [f32; 5] = [0.3, 0.74, 0.46, 0.47, -0.33];
 /// Held-out prompts with the demo model's answers.
-const ANSWERS: [(&str, &str); 0] = [];
+const ANSWERS: [(&str, &str); 3] = [
+    (
+        "Explain thunderstorms to a child in two sentences.",
+        "Think of thunderstorms like a big storm with clouds and lightning. They can be scary, but they're also \
+         important.",
+    ),
+    (
+        "Write one sentence about fried eggs.",
+        "Fried eggs are a classic American comfort food originating from the fried dough of the \
+         English-speaking countries.",
+    ),
+    (
+        "Write one sentence about goldfish.",
+        "A goldfish is a majestic creature with scales and a fin, known for its intelligence, athleticism, and \
+         playful personality.",
+    ),
+];
 
 /// An answer, and the answer cut, with its words in another order, with one sentence repeated, and an answer to
 /// another prompt.

@@ -10,6 +10,7 @@ pub const HANG_GUARD: Duration = Duration::from_secs(60);
 mod blocks;
 mod command_line;
 mod config;
+mod demo_reward;
 mod dev;
 #[path = "../device/mod.rs"]
 mod device;
