@@ -57,34 +57,36 @@ impl Default for Templates {
                  programming exercises in {{ language }} can be set about. Each has at most four words.",
             ),
             open_questions: text(
-                "Write {{ n }} questions that a person could ask an assistant about \"{{ topic }}\". Ask for \
-                 explanations, comparisons, advice or opinions, not for a single fact. Each question can be \
-                 understood by itself and differs from the others in what it is after.",
+                "Write {{ n }} question{{ 's' if n > 1 else '' }} that a person could ask an assistant about \
+                 \"{{ topic }}\". Ask for explanations, comparisons, advice or opinions, not for a single \
+                 fact. Each question can be understood by itself and differs from others in what it asks.",
             ),
             writing: text(
-                "Write {{ n }} tasks that ask an assistant to write a text of the type \
+                "Write {{ n }} task{{ 's' if n > 1 else '' }} for an assistant: to write a text of the type \
                  \"{{ document_type }}\" about \"{{ topic }}\". Each task says for whom the text is and \
                  names at least one demand on its content or form.",
             ),
             closed_questions: text(
-                "Read this text:\n\n{{ document }}\n\nWrite {{ n }} questions or tasks that the text alone \
-                 is enough for: facts, summaries, conclusions, comparisons, rewriting. None of them repeats \
-                 the text.",
+                "Read this text:\n\n{{ document }}\n\nWrite {{ n }} question{{ 's' if n > 1 else '' }} or \
+                 task{{ 's' if n > 1 else '' }} that the text alone is enough for: facts, summaries, \
+                 conclusions, comparisons, rewriting. None of them repeats the text.",
             ),
             closed_prompt: text("{{ document }}\n\n{{ question }}"),
             mathematics: text(
-                "Write {{ n }} mathematics problems of {{ level }} difficulty about \"{{ keyword }}\". Each \
-                 problem states everything that is needed and has one answer. Do not give solutions.",
+                "Write {{ n }} mathematics problem{{ 's' if n > 1 else '' }} of {{ level }} \
+                 difficulty about \"{{ keyword }}\". Each problem states everything that is needed and \
+                 has one answer. Do not give solutions.",
             ),
             coding: text(
-                "Write {{ n }} programming exercises of {{ level }} difficulty in {{ language }} about \
-                 \"{{ keyword }}\". Each states input, output and at least one special case. Do not give \
-                 solutions.",
+                "Write {{ n }} programming exercise{{ 's' if n > 1 else '' }} of {{ level }} difficulty \
+                 in {{ language }} about \"{{ keyword }}\". Each states input, output and at least one \
+                 special case. Do not give solutions.",
             ),
             refine: text(
-                "Here is a request to an assistant:\n\n{{ prompt }}\n\nRewrite it in {{ n }} different ways, \
-                 each more specific: add a situation, a purpose, a limit or a wished-for form. Keep what the \
-                 request is about, and do not answer it.",
+                "Here is a request to an assistant:\n\n{{ prompt }}\n\nRewrite it \
+                 {{ 'in ' ~ n ~ ' different ways, each ' if n > 1 else '' }}so that it is more specific: \
+                 add a situation, a purpose, a limit or a wished-for form. Keep what the request is \
+                 about, and do not answer it.",
             ),
             user_turn: text(concat!(
                 "You play a person who talks with an assistant. You are {{ personality }}.\n\n",
@@ -93,7 +95,10 @@ impl Default for Templates {
                 "{% endfor %}Write your next message and nothing else. Go on from the assistant's last ",
                 "message with a question or a request. Neither thank nor praise.",
             )),
-            list: text("Answer with a JSON object: {\"items\": [{{ n }} strings]}."),
+            list: text(concat!(
+                "Answer in JSON: an object with the key \"items\", whose value is a list of {{ n }} ",
+                "text{{ 's' if n > 1 else '' }}."
+            )),
         }
     }
 }

@@ -226,7 +226,9 @@ fn duplicates_and_texts_of_test_sets_are_rejected_with_their_source() {
     let test = "What is the sum of all the numbers from one to one hundred inclusive";
     fs::write(setup.path().join("test.txt"), format!("{test}\n")).unwrap();
     let server = usual_but(move |call| match call.last() {
-        text if text.contains("different ways") => Some(Reply::list(&["Why do tides rise?".to_owned()])),
+        text if text.contains("so that it is more specific") => {
+            Some(Reply::list(&["Why do tides rise?".to_owned()]))
+        }
         text if text.contains("\"fractions\"") => Some(Reply::list(&[format!("Now: {test}?")])),
         _ => None,
     });
