@@ -25,7 +25,8 @@ pub enum EvalCommand {
 /// The server of an evaluation.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EvalServerArgs {
-    /// Base URL of the server, with or without /v1; plain HTTP only
+    /// Base URL of the server, with or without /v1. For https, SSL_CERT_FILE can name a file of root
+    /// certificates
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub(crate) url: String,
     /// Model name [default: the first name that /v1/models lists]
