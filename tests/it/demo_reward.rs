@@ -31,8 +31,8 @@ const ANSWERS: [(&str, &str); 3] = [
     ),
 ];
 
-/// An answer; the same cut, with its words in another order, and with its beginning repeated; and an answer to
-/// another prompt.
+/// An answer; the same cut, with its words in another order, and with its beginning repeated; and another
+/// prompt's answer.
 fn versions(answer: &str, other: &str) -> [String; 5] {
     let words: Vec<&str> = answer.split_whitespace().collect();
     let shuffled: Vec<&str> = (0..words.len()).map(|i| words[i * 7 % words.len()]).collect();
