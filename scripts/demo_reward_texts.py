@@ -33,27 +33,28 @@ FORMS = [
 ]
 
 TOPICS = """
-photosynthesis, the water cycle, earthquakes, volcanoes, the phases of the moon, gravity, magnets, rainbows,
-black holes, the seasons, tides, thunderstorms, glaciers, fossils, evolution, cells, DNA, vaccines, antibiotics,
-the human heart, sleep, dreams, memory, the immune system, muscles, teeth, eyesight, allergies, headaches,
-first aid, running, swimming, cycling, yoga, hiking, football, chess, tennis, table tennis, rock climbing,
-baking bread, making soup, cooking rice, fried eggs, salads, coffee, tea, chocolate, cheese, olive oil,
-growing tomatoes, house plants, compost, bees, butterflies, birds in winter, owls, whales, sharks, elephants,
-dogs, cats, horses, goldfish, spiders, ants, dinosaurs, wolves, penguins, octopuses,
-inflation, saving money, taxes, insurance, household budgets, interest rates, the stock market, job interviews,
-writing a resume, working from home, teamwork, public speaking, time management, meetings, negotiation,
-the Roman Empire, ancient Egypt, the Middle Ages, the printing press, the steam engine, the French Revolution,
-the Silk Road, the Olympic Games, the moon landing, the invention of the telephone, castles, pyramids,
-democracy, voting, courts of law, the United Nations, newspapers, libraries, museums, schools,
-fractions, percentages, prime numbers, triangles, probability, averages, algebra, measuring length,
-computers, the internet, passwords, backups, spreadsheets, email, smartphones, robots, video games, databases,
-Python programs, debugging, artificial intelligence, batteries, solar power, wind turbines, electric cars,
-trains, airplanes, ships, bridges, traffic lights, bicycles, elevators, concrete, glass, paper, plastic,
-recycling, saving water, forests, deserts, rivers, islands, coral reefs, mountains, the Arctic, rainforests,
-poetry, novels, fairy tales, theater, jazz, the piano, the guitar, choirs, painting, photography, sculpture,
-movies, dancing, knitting, sewing, pottery, origami, gardening, camping, packing a suitcase, travel by train,
-learning Spanish, handwriting, punctuation, letters to the editor, thank-you notes, birthday parties, weddings,
-neighbors, friendship, patience, honesty, courage, kindness, boredom, anger, homework, exams, teachers
+photosynthesis, the water cycle, earthquakes, volcanoes, the phases of the moon, gravity, magnets,
+rainbows, black holes, the seasons, tides, thunderstorms, glaciers, fossils, evolution, cells, DNA,
+vaccines, antibiotics, the human heart, sleep, dreams, memory, the immune system, muscles, teeth,
+eyesight, allergies, headaches, first aid, running, swimming, cycling, yoga, hiking, football, chess,
+tennis, table tennis, rock climbing, baking bread, making soup, cooking rice, fried eggs, salads, coffee,
+tea, chocolate, cheese, olive oil, growing tomatoes, house plants, compost, bees, butterflies, birds in
+winter, owls, whales, sharks, elephants, dogs, cats, horses, goldfish, spiders, ants, dinosaurs, wolves,
+penguins, octopuses, inflation, saving money, taxes, insurance, household budgets, interest rates, the
+stock market, job interviews, writing a resume, working from home, teamwork, public speaking, time
+management, meetings, negotiation, the Roman Empire, ancient Egypt, the Middle Ages, the printing press,
+the steam engine, the French Revolution, the Silk Road, the Olympic Games, the moon landing, the
+invention of the telephone, castles, pyramids, democracy, voting, courts of law, the United Nations,
+newspapers, libraries, museums, schools, fractions, percentages, prime numbers, triangles, probability,
+averages, algebra, measuring length, computers, the internet, passwords, backups, spreadsheets, email,
+smartphones, robots, video games, databases, Python programs, debugging, artificial intelligence,
+batteries, solar power, wind turbines, electric cars, trains, airplanes, ships, bridges, traffic lights,
+bicycles, elevators, concrete, glass, paper, plastic, recycling, saving water, forests, deserts, rivers,
+islands, coral reefs, mountains, the Arctic, rainforests, poetry, novels, fairy tales, theater, jazz, the
+piano, the guitar, choirs, painting, photography, sculpture, movies, dancing, knitting, sewing, pottery,
+origami, gardening, camping, packing a suitcase, travel by train, learning Spanish, handwriting,
+punctuation, letters to the editor, thank-you notes, birthday parties, weddings, neighbors, friendship,
+patience, honesty, courage, kindness, boredom, anger, homework, exams, teachers
 """
 
 

@@ -10,12 +10,13 @@
     octant serve demo/smollm2-135m-reward &
     python3 scripts/fit_demo_reward.py measure ANSWERS.jsonl http://127.0.0.1:8000 [URL ...]
 
-`answers` asks the demo model the prompts of scripts/demo_reward_texts.py. `probe` writes a reward model whose
-head is the identity: the values of its head are the hidden state after the final norm. `fit` reads the hidden
-state at the end of each answer and of its spoiled versions from the probe, fits the five values by ridge
-regression without a constant, and writes scripts/demo_reward_head.safetensors. `measure` prints the share of
-held-out pairs (an answer, a spoiled version of it) in which the answer has the higher score; with several
-servers, also the share of pairs that each of them orders as the first does.
+`answers` asks the demo model the prompts of scripts/demo_reward_texts.py; the head in the repository was
+fitted to scripts/demo_reward_answers.jsonl. `probe` writes a reward model whose head is the identity: the
+values of its head are the hidden state after the final norm. `fit` reads the hidden state at the end of
+each answer and of its spoiled versions from the probe, fits the five values by ridge regression without a
+constant, and writes scripts/demo_reward_head.safetensors. `measure` prints the share of held-out pairs (an
+answer, a spoiled version of it) in which the answer has the higher score; with several servers, also the
+share of pairs that each of them orders as the first does.
 
 The demo reward model is a demonstration: it has seen nothing but these answers and can tell them from their
 spoiled versions. Its scores say nothing else about the quality of a text.

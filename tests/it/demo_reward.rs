@@ -16,8 +16,8 @@ const WEIGHTS: [f32; 5] = [0.3, 0.74, 0.46, 0.47, -0.33];
 const ANSWERS: [(&str, &str); 3] = [
     (
         "Explain thunderstorms to a child in two sentences.",
-        "Think of thunderstorms like a big storm with clouds and lightning. They can be scary, but they're also \
-         important.",
+        "Think of thunderstorms like a big storm with clouds and lightning. They can be scary, but they're \
+         also important.",
     ),
     (
         "Write one sentence about fried eggs.",
@@ -26,13 +26,13 @@ const ANSWERS: [(&str, &str); 3] = [
     ),
     (
         "Write one sentence about goldfish.",
-        "A goldfish is a majestic creature with scales and a fin, known for its intelligence, athleticism, and \
-         playful personality.",
+        "A goldfish is a majestic creature with scales and a fin, known for its intelligence, athleticism, \
+         and playful personality.",
     ),
 ];
 
-/// An answer, and the answer cut, with its words in another order, with one sentence repeated, and an answer to
-/// another prompt.
+/// An answer; the same cut, with its words in another order, and with its beginning repeated; and another
+/// prompt's answer.
 fn versions(answer: &str, other: &str) -> [String; 5] {
     let words: Vec<&str> = answer.split_whitespace().collect();
     let shuffled: Vec<&str> = (0..words.len()).map(|i| words[i * 7 % words.len()]).collect();
