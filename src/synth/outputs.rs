@@ -94,8 +94,8 @@ fn report(context: &Context<'_>, products: Products<'_>, exports: &[Export]) -> 
         ));
     }
     if let Some(reward) = &recipe.reward {
-        let weights = reward.weights.iter().map(|(name, weight)| format!("{weight} {name}"));
-        let weights = weights.collect::<Vec<_>>().join(" + ");
+        let weights = reward.weights.iter().map(|(name, weight)| format!("{weight} × {name}"));
+        let weights = weights.collect::<Vec<_>>().join(" + ").replace("+ -", "− ");
         notes.push(format!("The score is {weights}; conversations from {} are kept.", reward.threshold));
     }
     Ok(Report {

@@ -189,6 +189,10 @@ fn samples(out: &mut String, title: &str, report: &Report, fate: Fate) {
         return;
     }
     _ = writeln!(out, "<h2>{title}</h2>");
+    if fate != Fate::Kept {
+        let ending = if fate == Fate::Short { "short" } else { "rejects" };
+        _ = writeln!(out, "<p>Some of each kind. The stage's file <code>.{ending}.jsonl</code> has all.</p>");
+    }
     let mut heading = "";
     for sample in samples {
         if heading != sample.heading {
