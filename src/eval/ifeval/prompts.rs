@@ -14,7 +14,10 @@ use crate::eval::rows::{self, Row};
 #[derive(Debug)]
 pub(super) struct Prompt {
     pub(super) place: Place,
+    /// The row's `key`, for messages.
     pub(super) key: String,
+    /// The row's `key` as the file has it.
+    pub(super) id: Value,
     pub(super) text: String,
     pub(super) rules: Vec<Rule>,
 }
@@ -52,7 +55,8 @@ fn prompt(row: &Row, notes: &mut Vec<String>) -> Result<Prompt, EvalError> {
         .zip(kwargs)
         .map(|(id, value)| Rule::read(row, &key, id, arguments(row, value, &empty)?, notes))
         .collect::<Result<Vec<_>, _>>()?;
-    Ok(Prompt { place: row.place.clone(), text: row.string("prompt")?.to_owned(), key, rules })
+    let id = row.get("key").cloned().unwrap_or_default();
+    Ok(Prompt { place: row.place.clone(), text: row.string("prompt")?.to_owned(), key, id, rules })
 }
 
 /// The given answer to each prompt, from a file with `prompt` and `response`; and the number of answers to

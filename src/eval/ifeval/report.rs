@@ -88,7 +88,7 @@ pub(super) fn report(
 
 fn row(prompt: &Prompt, answer: Option<&str>, outcome: &Outcome) -> Value {
     json!({
-        "key": prompt.key,
+        "key": prompt.id,
         "prompt": prompt.text,
         "response": answer,
         "instruction_id_list": prompt.rules.iter().map(|rule| rule.id).collect::<Vec<_>>(),

@@ -22,6 +22,7 @@ fn verdicts_are_those_of_lm_eval() {
     let rows = json["rows"].as_array().unwrap();
     assert_eq!(rows.len(), golden.len());
     for (row, golden) in rows.iter().zip(&golden) {
+        assert_eq!(row["key"], golden["key"]);
         assert_eq!(row["follow_instruction_list_strict"], golden["strict"], "{golden}");
         assert_eq!(row["follow_instruction_list_loose"], golden["loose"], "{golden}");
     }
