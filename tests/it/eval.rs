@@ -82,7 +82,7 @@ fn a_busy_server_is_asked_again_and_a_wrong_key_ends_the_run() {
     assert!(error.contains("no key (HTTP 401); --api-key or OCTANT_API_KEY"), "{error}");
     let plain = refuses.url().replace("http:", "https:");
     let error = failure(&["perplexity", &file, "--url", &plain]);
-    assert!(error.contains("no TLS"), "{error}");
+    assert!(error.contains("tls handshake"), "{error}");
 }
 
 #[test]
