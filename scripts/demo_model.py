@@ -144,7 +144,7 @@ def write_weights(reader, value: dict, target: Path) -> None:
 
 
 def safetensors_bytes(tensors: dict) -> bytes:
-    """Returns a safetensors file: the header's length, the header in JSON, and the tensors' bytes in order."""
+    """Returns a safetensors file: the length of the header, the header in JSON, the bytes of the tensors."""
     header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, (shape, data) in tensors.items():
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + len(data)]}

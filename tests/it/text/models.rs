@@ -21,8 +21,11 @@ fn render(model: &str, messages: &[ChatMessage]) -> Result<String, TextError> {
 fn the_configurations_have_340b_parameters() {
     for name in ["base", "instruct", "reward"] {
         let config = ModelConfig::from_dir(&dir(name)).unwrap();
-        assert_eq!(config.parameters(), 341_029_195_776);
-        assert_eq!(config.reward_width(), if name == "reward" { 9 } else { 0 });
+        let width = if name == "reward" { 9 } else { 0 };
+        assert_eq!(config.reward_width(), width);
+        // A reward head with its bias stands in place of the LM head.
+        let head = if width == 0 { 256_000 * 18_432 } else { width * 18_432 + width };
+        assert_eq!(config.parameters(), 336_310_603_776 + head as u64);
         let heads = config.heads;
         assert_eq!((heads.q_heads, heads.kv_heads, heads.head_dim), (96, 8, 192));
         assert_eq!((config.max_positions, config.vocab, config.inv_freq.len()), (4096, 256_000, 48));
