@@ -76,7 +76,8 @@ fn the_demo_reward_model_puts_an_answer_above_its_spoiled_versions() {
     let template = ChatTemplate::from_dir(&dir, &tokenizer).unwrap().unwrap();
     let ids = |prompt: &str, answer: &str| {
         let messages = [ChatMessage::new(Role::User, prompt), ChatMessage::new(Role::Assistant, answer)];
-        let rendered = template.render(&messages, &RenderOptions::default()).unwrap();
+        let options = RenderOptions { add_generation_prompt: false, ..RenderOptions::default() };
+        let rendered = template.render(&messages, &options).unwrap();
         tokenizer.encode_prompt(&rendered).unwrap()
     };
     for (i, (prompt, answer)) in ANSWERS.iter().enumerate() {
