@@ -167,6 +167,7 @@ def curator(servers):
     assert len(client.answers) >= 4 and len(client.answers) % 2 == 0, client.answers
     assert all(isinstance(answer, str) and answer.strip() for answer in client.answers), client.answers
     print(f"   open questions: {len(client.answers)} answers, {len(questions)} questions: {questions}")
+    print("   answers:", client.answers)
     revised = generator.revise_open_qa("What is a tide?", 1, servers.chat_model, model_kwargs=base)
     assert len(revised) == 1 and revised[0].strip(), revised
     dialogue = generator.generate_dialogue(
@@ -183,7 +184,8 @@ def curator(servers):
         assert list(scores) == ATTRIBUTES and scores == servers.entry(messages)["values"], scores
         print("   rewards:", scores)
     try:
-        client.query_reward_model(messages=CONVERSATION, model=servers.chat_model)
+        question = [{"role": "user", "content": "Say only the word yes."}]
+        client.query_reward_model(messages=question, model=servers.chat_model)
     except ValueError as error:
         assert "likely not a reward model" in str(error), error
     else:
