@@ -1,7 +1,7 @@
 //! Measures scores of a reward model on the CPU: how much faster the prefix cache makes several answers to
 //! one prompt, and how many pairs of answers keep their order in FP8.
 //!
-//!     cargo bench --bench reward -- DIR [--text FILE] [--threads N]
+//!     cargo bench --bench reward -- DIR [--text FILE] [--threads N] [--reps N]
 //!
 //! DIR is a reward model, or any other model, which gets a random head of 32 values in place of its LM head.
 //! With `--text` the answers are passages of that file, by the model's tokenizer; without, random tokens
@@ -30,10 +30,9 @@ const ANSWERS: usize = 96;
 const ANSWER_TOKENS: usize = 60;
 /// Tokens of the question before random answers.
 const QUESTION: usize = 40;
-/// Tokens of the prompt that answers share, the answers, and how often they are timed.
+/// Tokens of the prompt that answers share, and the answers.
 const SHARED: usize = 1000;
 const SHARING: usize = 8;
-const REPS: usize = 5;
 /// Ends of the ranges of margins, in standard deviations of a value.
 const MARGINS: [f32; 6] = [0.05, 0.1, 0.25, 0.5, 1.0, f32::INFINITY];
 
@@ -41,17 +40,18 @@ struct Options {
     dir: PathBuf,
     text: Option<PathBuf>,
     threads: usize,
+    /// How often the answers to one prompt are timed.
+    reps: usize,
 }
 
 fn options() -> Options {
-    let mut o = Options { dir: PathBuf::new(), text: None, threads: octant::machine::cores() };
+    let mut o = Options { dir: PathBuf::new(), text: None, threads: octant::machine::cores(), reps: 3 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number after the option");
         match arg.as_str() {
-            "--threads" => {
-                let number = args.next().and_then(|n| n.parse().ok());
-                o.threads = number.expect("a number after --threads");
-            }
+            "--threads" => o.threads = number(),
+            "--reps" => o.reps = number(),
             "--text" => o.text = Some(args.next().expect("a file after --text").into()),
             // Cargo passes this flag itself.
             "--bench" => {}
@@ -64,7 +64,7 @@ fn options() -> Options {
 fn main() {
     let o = options();
     if o.dir.as_os_str().is_empty() {
-        println!("usage: cargo bench --bench reward -- DIR [--text FILE] [--threads N]");
+        println!("usage: cargo bench --bench reward -- DIR [--text FILE] [--threads N] [--reps N]");
         return;
     }
     let made = tempfile::tempdir().expect("a temporary directory");
@@ -77,7 +77,7 @@ fn main() {
         return;
     }
     let bench = |prefix_caching| Bench::start(&dir, &config, Precision::Fp8, o.threads, prefix_caching);
-    throughput(&config, bench(true), bench(false));
+    throughput(&config, o.reps, [bench(true), bench(false)]);
 }
 
 /// Returns `dir` if it holds a reward model; else makes one of its layers and a random head in `made`.
@@ -195,10 +195,10 @@ fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
 
 /// Times the scores of several answers to one prompt with and without the prefix cache. Every repetition has
 /// a prompt of its own.
-fn throughput(config: &ModelConfig, cached: Bench, uncached: Bench) {
+fn throughput(config: &ModelConfig, reps: usize, [cached, uncached]: [Bench; 2]) {
     let mut random = Random::new(7);
     let (mut with, mut without) = (Vec::new(), Vec::new());
-    for _ in 0..REPS {
+    for _ in 0..reps {
         let prompt = tokens(&mut random, config.vocab, SHARED);
         let mut answer = || [&prompt[..], &tokens(&mut random, config.vocab, ANSWER_TOKENS)].concat();
         let answers: Vec<Vec<u32>> = (0..SHARING).map(|_| answer()).collect();
@@ -212,8 +212,8 @@ fn throughput(config: &ModelConfig, cached: Bench, uncached: Bench) {
     }
     let (with, without) = (Distribution::of(with).p50, Distribution::of(without).p50);
     let hits = cached.handle.stats().counts.prefix_hits;
-    println!("{SHARING} answers of {ANSWER_TOKENS} tokens to one prompt of {SHARED}, median of {REPS}:");
-    println!("  with the prefix cache     {with:8.3} s  ({} tokens found each time)", hits as usize / REPS);
+    println!("{SHARING} answers of {ANSWER_TOKENS} tokens to one prompt of {SHARED}, median of {reps}:");
+    println!("  with the prefix cache     {with:8.3} s  ({} tokens found each time)", hits as usize / reps);
     println!("  without the prefix cache  {without:8.3} s  ({:.2} times as long)", without / with);
     drop((cached.thread, uncached.thread));
 }
