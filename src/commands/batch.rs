@@ -64,7 +64,7 @@ pub fn run(args: BatchFileArgs, log: &Log) -> anyhow::Result<ExitCode> {
         Ended::Complete if summary.progress.failed == 0 => ExitCode::SUCCESS,
         Ended::Complete => ExitCode::from(SOME_FAILED),
         Ended::Stopped => ExitCode::from(STOPPED),
-        Ended::NoEngine => bail!("the engine has stopped; the same command goes on"),
+        Ended::NoEngine => bail!("the engine has stopped; run the same command to continue"),
     })
 }
 
@@ -117,7 +117,7 @@ async fn ask_servers(
     display.finish();
     let summary = summary?;
     match fleet.fault() {
-        Some(fault) if summary.ended == Ended::NoEngine => bail!("{fault}; the same command goes on"),
+        Some(fault) if summary.ended == Ended::NoEngine => bail!("{fault}; run the same command to continue"),
         _ => Ok(summary),
     }
 }
@@ -130,7 +130,7 @@ fn report(summary: &Summary, files: &BatchFiles, log: &Log) {
     let mut text =
         format!("{} answers in {output}, {} errors in {errors}", progress.succeeded, progress.failed);
     if left > 0 {
-        text.push_str(&format!(", {left} requests left: the same command goes on"));
+        text.push_str(&format!(", {left} requests left; run the same command to continue"));
     }
     log.print(&(text + "\n"));
 }

@@ -40,16 +40,17 @@ pub(crate) struct BatchRunArgs {
     /// File to which the answers of requests that succeeded are appended
     #[arg(value_name = "OUT")]
     pub(crate) output: PathBuf,
-    /// File to which the errors of all other requests are appended. Without this file, the next run repeats
-    /// them [default: OUT with .errors before its ending]
+    /// File to which the errors of all other requests are appended. If it is deleted, the next run repeats
+    /// these requests [default: OUT with .errors before its ending]
     #[arg(long, value_name = "FILE")]
     pub(crate) errors: Option<PathBuf>,
-    /// Maximum requests in flight, of each server with --endpoint [default: twice --max-num-seqs, or 64]
+    /// Maximum requests in flight; with --endpoint, for each server [default: twice --max-num-seqs; with
+    /// --endpoint, 64]
     #[arg(long, value_name = "N", value_parser = at_least_1)]
     pub(crate) concurrency: Option<usize>,
-    /// Base URL of a running server that answers the requests in place of a model here, with or without
-    /// /v1. It can be given several times: the servers share the file. For https, SSL_CERT_FILE can name a
-    /// file of root certificates
+    /// Base URL of a running server that answers the requests, with or without /v1; no model is loaded then.
+    /// It can be given several times: the servers share the file. For https, SSL_CERT_FILE can name a file of
+    /// root certificates
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Vec<String>,
     /// Maximum seconds of a request to a server

@@ -100,8 +100,8 @@ impl RewardHead {
 }
 
 impl StoredHead {
-    /// The head of the checkpoint in `dir`. `None` without a head, or if the files cannot be opened, which
-    /// loading reports.
+    /// The head of the checkpoint in `dir`; `None` if it has none. `None` also if the files cannot be opened,
+    /// since loading then reports the fault.
     fn find(dir: &Path) -> Option<Self> {
         let mut checkpoint = Checkpoint::open(dir).ok()?;
         [NEMO, TRANSFORMERS].into_iter().find_map(|module| {

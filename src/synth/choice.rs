@@ -2,7 +2,7 @@
 //!
 //! Prompts are put in order: the kinds take turns, and within a kind its topics, keywords or documents take
 //! turns, each with the prompt whose seed is lowest. The first ones of this order are chosen. The order
-//! depends on ids and seed alone, so a prompt more or less changes few of the choices.
+//! depends on ids and seed alone, so adding or removing one prompt changes few choices.
 
 use std::collections::{BTreeMap, HashMap};
 

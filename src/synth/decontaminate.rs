@@ -24,7 +24,7 @@ pub struct DecontaminationOptions {
     pub files: Vec<PathBuf>,
     /// Fields of a JSONL row that are compared. Empty: every string of the row, at any depth.
     pub fields: Vec<String>,
-    /// Words of an n-gram.
+    /// Number of words in an n-gram.
     pub ngram_words: usize,
     /// Fewest words of a test text that is compared as a whole because it is shorter than an n-gram.
     pub min_words: usize,

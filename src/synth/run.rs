@@ -25,7 +25,7 @@ pub struct RunOptions<'a> {
     pub folder: &'a Path,
     /// The binary that serves local models.
     pub binary: &'a Path,
-    /// Whether stages of other settings are made again.
+    /// Whether stages that were made with other settings are made again.
     pub restart: bool,
     /// Whether only the estimate is made.
     pub dry_run: bool,

@@ -42,7 +42,7 @@ impl FileHash {
     }
 }
 
-/// 128 bits of the SHA-256 of a `custom_id`. Two texts with the same key cannot be made, so a key stands for
+/// 128 bits of the SHA-256 of a `custom_id`. Texts with the same key cannot be found in practice, so a key stands for
 /// its text.
 pub(super) fn key(custom_id: &str) -> u128 {
     let digest: [u8; 32] = Sha256::digest(custom_id.as_bytes()).into();

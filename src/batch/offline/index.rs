@@ -44,7 +44,7 @@ pub(super) enum Todo {
     Run,
     /// An earlier line, of this number, has the same `custom_id`.
     Repeats(u64),
-    /// The file did not have this line before.
+    /// The first read of the file did not find this line.
     Changed,
 }
 

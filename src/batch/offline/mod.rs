@@ -3,7 +3,7 @@
 //! [`Batch::open`] reads the input file once: it computes the file's SHA-256, keeps 16 bytes for each
 //! `custom_id`, and finds out which lines the output and the error file have already. [`Batch::run`] reads
 //! the input again, line by line, and runs the lines that have no record. So memory does not depend on the
-//! sizes of lines, and is small whatever the number of lines.
+//! sizes of lines and grows by 16 bytes a line.
 //!
 //! # What survives a crash
 //! A line's record is appended to one of two files and is on disk before the next ones are written. After a

@@ -81,7 +81,7 @@ pub(crate) struct Summary {
 pub(crate) struct StopSignals {
     /// No further line begins.
     pub(crate) stop: CancellationToken,
-    /// Lines that run are given up too.
+    /// Lines in flight are given up too.
     pub(crate) abandon: CancellationToken,
 }
 

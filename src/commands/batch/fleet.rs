@@ -277,7 +277,7 @@ fn rest(failures: u32) -> Duration {
     FIRST_REST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_REST)
 }
 
-/// The record of a line that no server has answered.
+/// The error record of a line, for a fault that this command found.
 fn refused(error: &ApiError) -> RunOutcome {
     let status = error.status().as_u16();
     RunOutcome::Answered { status, body: error.to_json(), ignored: Vec::new() }

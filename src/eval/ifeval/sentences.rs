@@ -174,7 +174,7 @@ fn starts_sentence(token: &Token, word: &str) -> Option<bool> {
     first.is_lowercase().then_some(false)
 }
 
-/// Whether a word is known in small letters.
+/// Whether a list has this lowercase word.
 fn is_common(word: &str) -> bool {
     [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
 }

@@ -34,7 +34,7 @@ struct Pair {
     spread: f64,
 }
 
-/// The parts of the score, each from 0 to 1 but for `closeness`, which is from -1 to 1.
+/// The parts of the score, each from 0 to 1, except `closeness`, which is from -1 to 1.
 #[derive(Debug)]
 pub(super) struct TiesScore {
     tied_accuracy: f64,

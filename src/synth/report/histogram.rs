@@ -24,7 +24,7 @@ const LABELS: usize = 8;
 /// Longest bar in a terminal, in characters.
 const BAR: usize = 40;
 
-/// Counts of values between borders of equal distance.
+/// Counts of values in bins of equal width.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Histogram {
     /// Lower border of the first bin.

@@ -216,7 +216,7 @@ fn after_sigterm_running_lines_end_and_the_next_run_goes_on() {
     let stopped = process.wait_with_output().unwrap();
     let told = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(status(&stopped), Some(4), "{told}");
-    assert!(told.contains("requests left: the same command goes on"), "{told}");
+    assert!(told.contains("requests left; run the same command to continue"), "{told}");
     assert!(files.text("out.jsonl").ends_with('\n'));
     let rest = files.simulated("out.jsonl", model.path()).output().unwrap();
     assert_eq!(status(&rest), Some(3));
@@ -382,7 +382,7 @@ async fn a_run_without_any_server_ends_and_says_why() {
     let run = files.by_servers("out.jsonl", &urls, &["--give-up", "0"]).await;
     let told = error_of(&run, 1);
     assert!(told.contains("no server has answered for 0 s; 127.0.0.1:1 failed last: "), "{told}");
-    assert!(told.contains("the same command goes on"), "{told}");
+    assert!(told.contains("run the same command to continue"), "{told}");
     let server = Setup::new().launch();
     let run = files.by_servers("out.jsonl", &[url(server.address)], &[]).await;
     assert_eq!(status(&run), Some(3));
