@@ -42,8 +42,8 @@ impl FileHash {
     }
 }
 
-/// 128 bits of the SHA-256 of a `custom_id`. Texts with the same key cannot be found in practice, so a key stands for
-/// its text.
+/// 128 bits of the SHA-256 of a `custom_id`. Texts with the same key cannot be found in practice, so a key
+/// stands for its text.
 pub(super) fn key(custom_id: &str) -> u128 {
     let digest: [u8; 32] = Sha256::digest(custom_id.as_bytes()).into();
     digest[..16].iter().fold(0, |key, byte| key << 8 | u128::from(*byte))
