@@ -167,7 +167,7 @@ fn a_model_that_does_not_fit_names_needed_and_available_memory() {
 
 #[test]
 fn a_missing_device_names_the_flag() {
-    refuses(&serve(&["--model", &tiny(), "--device", "cuda"], &[]), 1, &["--device cuda"]);
+    refuses(&serve(&["--model", &tiny(), "--device", "cuda", "--port", "0"], &[]), 1, &["--device cuda"]);
 }
 
 #[test]
