@@ -53,7 +53,7 @@ fn stop_on_signals(stop: Arc<Stop>) -> anyhow::Result<()> {
                 _ = terminate.recv() => {}
             }
         });
-        tracing::info!("interrupted; the same command continues");
+        tracing::info!("interrupted; run the same command again to resume");
         stop.stop();
         std::process::exit(INTERRUPTED);
     };

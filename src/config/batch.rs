@@ -99,7 +99,7 @@ impl BatchFileArgs {
             return wrong("MODEL".to_owned(), "expected no model with --endpoint");
         }
         if let Some(id) = ONLY_WITH_ENDPOINT.into_iter().find(|id| !with_servers && typed(id)) {
-            return wrong(flag(id), "expected --endpoint with it");
+            return wrong(flag(id), "needs --endpoint");
         }
         self.model.as_ref().map_or(Ok(()), |model| model.check(given))
     }

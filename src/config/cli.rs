@@ -40,7 +40,7 @@ pub enum Command {
     /// Simulate serving on a modelled GPU, in virtual time.
     Simulate(Box<SimulateArgs>),
     /// Make synthetic data by a recipe: topics, prompts, dialogues, responses, scores, preference pairs, and
-    /// data sets for trainers. After an interruption, the same command continues.
+    /// data sets for trainers. After an interruption, the same command resumes.
     Synth(SynthArgs),
     /// Run a benchmark.
     #[command(subcommand)]

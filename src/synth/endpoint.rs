@@ -181,12 +181,12 @@ impl Endpoint {
                     return Ok(answer);
                 }
                 Err(Attempt::Full { message, .. }) if begun.elapsed() > MAX_FULL => {
-                    return Err(self.fatal(format!("{message} for {} s", MAX_FULL.as_secs())));
+                    return Err(self.fatal(format!("{message}, for the last {} s", MAX_FULL.as_secs())));
                 }
                 Err(Attempt::Full { message, wait }) => {
                     let pause = wait.unwrap_or_else(|| doubled(refusals)).min(MAX_RETRY_AFTER);
                     refusals += 1;
-                    tracing::debug!("{}: {message}; waits {:.1} s", self.name, pause.as_secs_f64());
+                    tracing::debug!("{}: {message}; retry in {:.1} s", self.name, pause.as_secs_f64());
                     self.limiter.slow_down(pause);
                     continue;
                 }

@@ -70,7 +70,7 @@ pub enum SynthError {
     #[error(transparent)]
     Decontamination(#[from] DecontaminationError),
     /// The run was told to stop.
-    #[error("interrupted; the same command continues")]
+    #[error("interrupted; run the same command again to resume")]
     Interrupted,
 }
 

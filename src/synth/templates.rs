@@ -64,12 +64,12 @@ impl Default for Templates {
             writing: text(
                 "Write {{ n }} task{{ 's' if n > 1 else '' }} for an assistant: to write a text of the type \
                  \"{{ document_type }}\" about \"{{ topic }}\". Each task says for whom the text is and \
-                 names at least one demand on its content or form.",
+                 gives at least one requirement for its content or form.",
             ),
             closed_questions: text(
                 "Read this text:\n\n{{ document }}\n\nWrite {{ n }} question{{ 's' if n > 1 else '' }} or \
-                 task{{ 's' if n > 1 else '' }} that the text alone is enough for: facts, summaries, \
-                 conclusions, comparisons, rewriting. None of them repeats the text.",
+                 task{{ 's' if n > 1 else '' }} that can be answered from the text alone: facts, summaries, \
+                 conclusions, comparisons, rewriting. Do not repeat the text.",
             ),
             closed_prompt: text("{{ document }}\n\n{{ question }}"),
             mathematics: text(

@@ -26,7 +26,7 @@ impl FileHash {
         self.derive(b"octant batch custom_id\n", custom_id.as_bytes())
     }
 
-    /// The id of the record of a line that is no valid request, by its number.
+    /// The id in the error record of an invalid line, from the line's number.
     pub(super) fn refused(&self, number: u64) -> String {
         self.derive(b"octant batch line\n", number.to_string().as_bytes()).id
     }

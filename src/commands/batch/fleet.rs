@@ -52,9 +52,9 @@ pub(super) struct Fleet {
 
 struct FleetState {
     loads: Vec<Load>,
-    /// When a server answered last.
+    /// Time of the last answer from any server.
     answered: Instant,
-    /// Why no line is run any more.
+    /// The error that stopped the run.
     fault: Option<String>,
 }
 
@@ -96,7 +96,7 @@ impl Fleet {
         })
     }
 
-    /// Why no line is run any more.
+    /// The error that stopped the run, if any.
     pub(super) fn fault(&self) -> Option<String> {
         self.state().fault.clone()
     }

@@ -71,7 +71,7 @@ pub(super) fn answers(path: &Path, prompts: &[Prompt]) -> Result<(Vec<String>, u
         let answer = given.get_mut(prompt.text.as_str()).and_then(VecDeque::pop_front);
         answer.map(str::to_owned).ok_or_else(|| EvalError::Row {
             place: prompt.place.clone(),
-            message: format!("key {}: no response to this prompt in {}", prompt.key, path.display()),
+            message: format!("key {}: {} has no response left for this prompt", prompt.key, path.display()),
         })
     });
     let answers = answers.collect::<Result<Vec<_>, _>>()?;

@@ -16,12 +16,12 @@ use crate::server::types::{
 };
 use crate::server::unsupported;
 
-/// Forms of the prompt of several answers.
+/// Accepted types of a prompt with several answers, for error messages.
 pub(crate) const PROMPT: &str = "a string or an array of messages";
-/// Forms of an input.
+/// Accepted types of `input`, for error messages.
 pub(crate) const INPUT: &str =
     "a string, an array of strings, an array of token ids, or an array of such arrays";
-/// Forms of one or more texts.
+/// Accepted types of one or more texts, for error messages.
 pub(crate) const TEXTS: &str = "a string or an array of strings";
 
 request_fields! {

@@ -119,7 +119,7 @@ fn turns(input: InputText, limits: &Limits) -> Result<Read, ApiError> {
             let (prompt, answer) = parts.ok_or_else(|| {
                 invalid(
                     "expected text with turn markers of Nemotron, ChatML, Llama 3 or Llama 2, got text \
-                     without any; the model scores conversations, which messages and token ids express too"
+                     without markers; send the conversation as `messages` or as token ids instead"
                         .to_owned(),
                 )
             })?;

@@ -278,9 +278,9 @@ fn turns() -> usize {
 
 fn personalities() -> Vec<String> {
     let texts = [
-        "a curious beginner, who asks about what was unclear in simple words",
-        "an expert in a hurry, who writes short messages and asks for what is missing",
-        "a careful reader, who doubts a claim of the last answer and asks for reasons or an example",
+        "a curious beginner, who uses simple words and asks about what was unclear",
+        "an expert in a hurry, who writes short messages and asks for missing details",
+        "a careful reader, who doubts one claim of the last answer and asks for reasons or an example",
     ];
     texts.map(str::to_owned).to_vec()
 }

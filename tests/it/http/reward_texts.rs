@@ -75,9 +75,9 @@ async fn text_that_is_no_conversation_is_refused_by_name() {
     let server = launch(&FIVE);
     let chatml = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n";
     for (text, part) in [
-        ("What is 1 + 1? 2", "got text without any"),
-        ("", "got text without any"),
-        ("<|begin_of_text|>", "got text without any"),
+        ("What is 1 + 1? 2", "got text without markers"),
+        ("", "got text without markers"),
+        ("<|begin_of_text|>", "got text without markers"),
         (&format!("{chatml}[INST] b [/INST]"), "of ChatML and of Llama 2"),
         (&format!("{chatml}<|eot_id|>"), "of ChatML and of Llama 3"),
         (chatml, "expected an answer after the assistant's turn marker"),
@@ -103,7 +103,7 @@ async fn text_that_is_no_conversation_is_refused_by_name() {
         ),
         ("<extra_id_1>User\na\n<extra_id_1>Assistant\n", "expected an answer"),
         ("<extra_id_1>Tool\na\n<extra_id_1>Assistant\nb", "got one of `Tool`"),
-        ("<extra_id_9>User\na", "got text without any"),
+        ("<extra_id_9>User\na", "got text without markers"),
         (
             "<|im_start|>system\nSpeak French.<|im_end|>\n<|im_start|>user\na<|im_end|>\n\
              <|im_start|>assistant\nb",
