@@ -197,23 +197,13 @@ fn a_response_that_the_judge_refuses_does_not_take_the_others_with_it() {
     assert!(long > 0);
     let rejects = setup.lines("09-rewards.rejects.jsonl");
     assert_eq!((rejects.len(), setup.lines("09-rewards.jsonl").len()), (long, 22 - long));
-    assert!(rejects.iter().all(|reject| reject["raw"] == "Too long."), "{rejects:?}");
+    for reject in &rejects {
+        let raw: Value = serde_json::from_str(reject["raw"].as_str().unwrap()).unwrap();
+        let turns = raw["messages"].as_array().unwrap();
+        assert!(turns.len() > 1 && turns.last().unwrap()["content"] == "Too long.", "{raw}");
+        assert_eq!(raw["reply"], json!({ "error": { "message": "messages: too many tokens" } }).to_string());
+    }
     assert!(rejects[0]["detail"].as_str().unwrap().contains("messages: too many tokens"));
-}
-
-#[test]
-fn a_full_server_is_asked_again() {
-    let setup = Setup::new();
-    setup.run(&ScriptServer::start(usual)).said();
-    let mut other = Setup::new();
-    other.concurrency = 4;
-    let server = usual_but(|call| {
-        let status = [429, 503][call.number % 2];
-        let full = Reply { retry_after: Some("0"), ..Reply::error(status, "full") };
-        (call.number % 5 < 2).then_some(full)
-    });
-    other.run(&server).said();
-    assert_eq!(setup.files(), other.files());
 }
 
 #[test]
@@ -262,6 +252,9 @@ fn ground_truth_decides_where_an_answer_is_known() {
     let pairs = setup.lines("11-pairs.jsonl");
     assert_eq!((pairs.len(), &pairs[0]["decided_by"]), (1, &json!("ground_truth")));
     assert_eq!(setup.reasons("11-pairs").get("every response is wrong"), Some(&1));
+    let rejects = setup.lines("10-filtered.rejects.jsonl");
+    let raw = json!(vec!["It is 5."; 3]).to_string();
+    assert_eq!(rejects, [json!({ "id": "g0", "reason": "every response is wrong", "raw": raw })]);
 }
 
 #[test]
