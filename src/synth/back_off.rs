@@ -38,7 +38,7 @@ pub struct Overload {
     pub now: Instant,
 }
 
-/// What follows a 429 or 503.
+/// The consequence of a 429 or 503.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     /// No request is sent during the pause.

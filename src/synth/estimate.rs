@@ -67,7 +67,7 @@ impl Prompts {
         self.tokens += tokens;
     }
 
-    /// At most this number, of mean length.
+    /// The first of them up to this number, taken to have the mean length.
     fn limited(self, most: Option<usize>) -> Self {
         let count = most.map_or(self.count, |most| self.count.min(most as u64));
         Self { count, tokens: self.tokens * count / self.count.max(1) }

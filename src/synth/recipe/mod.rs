@@ -101,7 +101,7 @@ pub struct Role {
     /// Longest time without a byte of an answer, in seconds.
     #[serde(default = "timeout")]
     pub timeout: u64,
-    /// Attempts of one request that fails for a reason other than a full server.
+    /// Attempts of one request that fails for a reason other than status 429 or 503.
     #[serde(default = "attempts")]
     pub attempts: u32,
     /// Fields of each request, such as `temperature` and `max_tokens`.

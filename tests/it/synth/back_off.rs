@@ -19,7 +19,7 @@ impl Server {
         self.start + Duration::from_secs_f64(seconds)
     }
 
-    /// What follows a status at a time, for a request that was sent then.
+    /// The consequence of a status at a time, for a request that was sent then.
     fn answers(&mut self, status: u16, wait: Option<u64>, now: f64, request: &mut Refusals) -> Next {
         let now = self.at(now);
         let retry_after = wait.map(Duration::from_secs);

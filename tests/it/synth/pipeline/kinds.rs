@@ -108,7 +108,6 @@ fn each_kind_of_prompt_has_its_ids_its_parent_and_its_document() {
     setup.run(&server()).said();
     let prompts = setup.lines("04-prompts.jsonl");
     let expected = [
-        ("given", "given.jsonl:1", "g0"),
         ("open_question", "t0", "t0.q0"),
         ("writing", "t0", "t0.w0.0 t0.w0.1 t0.w1.0 t0.w1.1"),
         ("open_question", "t1", "t1.q0"),
@@ -143,6 +142,10 @@ fn each_kind_of_prompt_has_its_ids_its_parent_and_its_document() {
         "Salt melts ice.\n\nWhy in 1?",
     ];
     assert_eq!(joined, expected);
+    let selected = setup.lines("06-selected.jsonl");
+    let given = selected.iter().find(|prompt| prompt["kind"] == "given").unwrap();
+    let expected = json!({ "id": "g0", "parent": "given.jsonl:1", "kind": "given", "prompt": "Say hello." });
+    assert_eq!(*given, expected);
     let keywords = setup.lines("03-keywords.jsonl");
     let keywords: Vec<_> =
         keywords.iter().map(|keyword| (text(keyword, "id"), text(keyword, "kind"))).collect();

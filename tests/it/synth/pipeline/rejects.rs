@@ -224,3 +224,25 @@ fn what_the_threshold_drops_keeps_its_text() {
         assert_eq!(reject["raw"], response["response"]);
     }
 }
+
+#[test]
+fn a_prompt_without_scores_keeps_its_responses() {
+    let judge = "[roles.judge]\nendpoint = 'SERVER'\nmodel = 'judge'\n[responses]\nper_responder = 2\n\
+        [reward]\nweights = { helpfulness = 1.0 }\nthreshold = 1.0\n";
+    let setup = Setup::of(&format!("{RECIPE}{judge}"));
+    setup.rows("given.jsonl", &["An odd one.", "A plain one."].map(|text| json!({ "prompt": text })));
+    let server = usual_but(|call| {
+        let is_odd = call.path == "/v1/reward" && call.body.to_string().contains("An odd one.");
+        is_odd.then(|| Reply::error(400, "no odd ones"))
+    });
+    setup.run(&server).said();
+    let responses = setup.lines("08-responses.jsonl");
+    let odd: Vec<&Value> = responses.iter().filter(|response| response["parent"] == "g0").collect();
+    let texts: Vec<&Value> = odd.iter().map(|response| &response["response"]).collect();
+    let filtered = rejects_of(&setup, "10-filtered");
+    let of_odd = filtered.iter().find(|reject| reject["id"] == odd[0]["id"]).unwrap();
+    assert_eq!((&of_odd["reason"], &of_odd["raw"]), (&json!("no score"), texts[0]));
+    let pairs = rejects_of(&setup, "11-pairs");
+    let of_odd = pairs.iter().find(|reject| reject["id"] == "g0.p").unwrap();
+    assert_eq!(raw(of_odd), json!(texts).to_string());
+}

@@ -100,6 +100,12 @@ fn a_limited_number_of_prompts_is_chosen_evenly_and_by_the_seed() {
         setup.run(&ScriptServer::start(usual)).said();
         let reasons = setup.reasons("06-selected");
         assert_eq!(reasons.get("more than select.most"), Some(&(62 - most)));
+        let mut before = setup.lines("04-prompts.jsonl");
+        before.extend(setup.lines("05-refined.jsonl"));
+        for reject in setup.lines("06-selected.rejects.jsonl") {
+            let prompt = before.iter().find(|prompt| prompt["id"] == reject["id"]).unwrap();
+            assert_eq!(reject["raw"], prompt["prompt"]);
+        }
         let lines = setup.lines("06-selected.jsonl");
         lines.iter().map(|prompt| prompt["id"].as_str().unwrap().to_owned()).collect::<Vec<String>>()
     };
@@ -215,11 +221,12 @@ fn duplicates_and_texts_of_test_sets_are_rejected_with_their_source() {
     );
     let test = "What is the sum of all the numbers from one to one hundred inclusive";
     fs::write(setup.path().join("test.txt"), format!("{test}\n")).unwrap();
+    let item = format!("Now: {test}?");
     let server = usual_but(move |call| match call.last() {
         text if text.contains("so that it is more specific") => {
             Some(Reply::list(&["Why do tides rise?".to_owned()]))
         }
-        text if text.contains("\"fractions\"") => Some(Reply::list(&[format!("Now: {test}?")])),
+        text if text.contains("\"fractions\"") => Some(Reply::list(std::slice::from_ref(&item))),
         _ => None,
     });
     setup.run(&server).said();
@@ -228,6 +235,9 @@ fn duplicates_and_texts_of_test_sets_are_rejected_with_their_source() {
     let rejects = setup.lines("06-selected.rejects.jsonl");
     let shared = rejects.iter().find(|r| r["id"] == "m0.q0").unwrap();
     assert!(shared["detail"].as_str().unwrap().starts_with("test.txt:1: what is the sum of"));
+    assert_eq!(shared["raw"], format!("Now: {test}?"));
+    let duplicates = rejects.iter().filter(|reject| reject["reason"] == "duplicate");
+    assert!(duplicates.map(|reject| &reject["raw"]).all(|raw| raw == "Why do tides rise?"));
 }
 
 #[test]
