@@ -13,7 +13,7 @@ use super::{rope, tied_head};
 use crate::device::{Activation, HeadShape, NormKind};
 
 /// A decoder's architecture. The two families differ only in these values.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// Class name in the checkpoint's `architectures`.
     pub architecture: &'static str,
@@ -144,7 +144,7 @@ impl ModelConfig {
     /// embedding's weights adds none. A reward head counts with a bias.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
-        let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
+        let per_norm = self.hidden as u64 * if self.norm.has_bias() { 2 } else { 1 };
         let table = (self.vocab * self.hidden) as u64;
         let head = match &self.reward {
             Some(head) => head.elements(self.hidden) as u64,
@@ -157,7 +157,7 @@ impl ModelConfig {
     /// (outputs, inputs) of a layer's linear weights: merged QKV, O, merged gate and up, down.
     pub fn linear_shapes(&self) -> [(usize, usize); 4] {
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
-        let gates = if self.activation == Activation::SwiGlu { 2 } else { 1 };
+        let gates = if self.activation.is_gated() { 2 } else { 1 };
         [
             ((q_heads + 2 * kv_heads) * head_dim, self.hidden),
             (self.hidden, q_heads * head_dim),

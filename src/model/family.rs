@@ -14,8 +14,9 @@ pub(super) fn has_reward_head(architecture: &str) -> bool {
     [NEMOTRON_REWARD, LLAMA_REWARD].contains(&architecture)
 }
 
-/// A model family.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A model family. Families cannot be compared: every use is a `match`, which a new family does not pass
+/// unnoticed.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Family {
     Nemotron,
     Llama,
