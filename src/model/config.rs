@@ -5,7 +5,7 @@ use std::path::Path;
 use super::config_keys::{self, Facts};
 use super::directory::check_model_directory;
 use super::error::LoadError;
-use super::family::{self, Family};
+use super::family::Family;
 use super::json::Object;
 use super::reward_head::RewardHead;
 use super::scheme::Scheme;
@@ -74,10 +74,9 @@ impl ModelConfig {
 
     /// Parses the contents of a `config.json` in `dir`.
     pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
-        let (architecture, family) = Family::read(config)?;
+        let (architecture, family, has_reward) = Family::read(config)?;
         let hidden = config.require_count("hidden_size")?;
         let heads = heads(config, hidden)?;
-        let has_reward = family::has_reward_head(architecture);
         let reward = has_reward.then(|| RewardHead::read(dir, config, family)).transpose()?;
         let mut warnings = Vec::new();
         let max_positions = config.require_count("max_position_embeddings")?;
