@@ -137,7 +137,7 @@ pub fn scores(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
 /// A norm and a head of random weights on a device.
 fn random_head(device: &Dev, kind: NormKind, cols: usize, width: usize) -> (Norm<Dev>, RewardWeights<Dev>) {
     let upload = |seed, len, cols| upload_floats(device, cols, &noise(seed, len)).unwrap();
-    let bias = (kind == NormKind::LayerNorm1p).then(|| upload(2, cols, cols));
+    let bias = kind.has_bias().then(|| upload(2, cols, cols));
     let norm = Norm { kind, weight: upload(1, cols, cols), bias, eps: 1e-5 };
     (norm, RewardWeights { weight: upload(3, width * cols, cols), bias: upload(4, width, width) })
 }
@@ -150,7 +150,7 @@ fn exact(x: &[f32], kind: NormKind, cols: usize, width: usize) -> Vec<f64> {
     let mut out = Vec::new();
     for row in x.chunks_exact(cols) {
         let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-        let layer_norm = kind == NormKind::LayerNorm1p;
+        let layer_norm = matches!(kind, NormKind::LayerNorm1p);
         let mean = if layer_norm { row.iter().sum::<f64>() / cols as f64 } else { 0.0 };
         let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / cols as f64;
         let normed = row.iter().enumerate().map(|(i, x)| {
