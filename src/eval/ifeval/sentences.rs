@@ -174,9 +174,9 @@ fn starts_sentence(token: &Token, word: &str) -> Option<bool> {
     first.is_lowercase().then_some(false)
 }
 
-/// Whether a list has this lowercase word.
+/// Whether a list has this word, which mostly stands in small letters.
 fn is_common(word: &str) -> bool {
-    [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
+    word != "i" && [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
 }
 
 /// The word in small letters, without the full stop of its sentence.
