@@ -1,12 +1,18 @@
 //! Words of English that decide whether a full stop ends a sentence. All are in small letters.
 
 /// Abbreviations that mostly stand within a sentence.
-pub(super) const ABBREVIATIONS: [&str; 61] = [
-    "a.d", "a.g", "a.m", "adm", "ariz", "aug", "ave", "bros", "c", "calif", "co", "col", "conn", "corp",
-    "cos", "d", "d.c", "dec", "dr", "e", "feb", "fla", "ft", "g", "ga", "gen", "inc", "jan", "jr", "l.a",
-    "lt", "ltd", "maj", "messrs", "minn", "mr", "mrs", "ms", "n", "n.c", "n.j", "n.v", "n.y", "nev", "nov",
-    "oct", "okla", "p.m", "ph.d", "prof", "rep", "s.p.a", "sen", "sept", "st", "u.k", "u.n", "u.s", "va",
-    "vs", "w",
+pub(super) const ABBREVIATIONS: [&str; 155] = [
+    "a.a", "a.c", "a.d", "a.g", "a.h", "a.m", "a.m.e", "a.s", "a.t", "adm", "ala", "ariz", "aug", "ave",
+    "b.f", "b.v", "bros", "c", "c.i.t", "c.o.m.b", "c.v", "calif", "chg", "cie", "co", "col", "colo", "conn",
+    "corp", "cos", "ct", "d", "d.c", "d.h", "d.w", "dec", "dr", "e", "e.f", "e.h", "e.l", "e.m", "f", "f.g",
+    "f.j", "feb", "fla", "fri", "ft", "g", "g.d", "g.f", "g.k", "ga", "gen", "h", "h.c", "h.f", "h.m",
+    "i.m.s", "ill", "inc", "j.b", "j.c", "j.j", "j.k", "j.p", "j.r", "jan", "jr", "k", "kan", "ky", "l",
+    "l.a", "l.f", "l.p", "lt", "ltd", "m", "m.b.a", "m.d.c", "m.j", "maj", "messrs", "mg", "mich", "minn",
+    "mr", "mrs", "ms", "n", "n.c", "n.d", "n.h", "n.j", "n.m", "n.v", "n.y", "nev", "nov", "oct", "ok",
+    "okla", "ore", "p", "p.a.m", "p.m", "pa", "ph.d", "prof", "r", "r.a", "r.h", "r.i", "r.j", "r.k", "r.t",
+    "rep", "reps", "s", "s.a", "s.a.y", "s.c", "s.g", "s.p.a", "s.s", "sen", "sep", "sept", "sr", "st", "sw",
+    "t", "t.j", "tenn", "tues", "u.k", "u.n", "u.s", "u.s.a", "u.s.s.r", "v", "va", "vs", "vt", "w", "w.c",
+    "w.r", "w.va", "w.w", "wash", "wed", "wis", "yr",
 ];
 
 /// Words that often begin a sentence, also after an abbreviation.
@@ -132,4 +138,34 @@ pub(super) const COMMON: [&str; 109] = [
     "rather", "say", "set", "several", "share", "she", "should", "start", "stay", "take", "that", "their",
     "then", "those", "to", "today", "until", "up", "use", "visit", "was", "we", "well", "what", "who", "why",
     "with", "would", "write", "you",
+];
+
+/// Words that, after a number with a full stop, belong to the same sentence.
+pub(super) const AFTER_NUMBER: [&str; 26] = [
+    "abreast",
+    "aes",
+    "business",
+    "cbot",
+    "colgate",
+    "commodities",
+    "cooper",
+    "corrections",
+    "credit",
+    "dividend",
+    "financing",
+    "genentech",
+    "henley",
+    "insider",
+    "international",
+    "leisure",
+    "letters",
+    "notable",
+    "pay-fone",
+    "pegasus",
+    "pepper",
+    "review",
+    "rj",
+    "wedgestone",
+    "who",
+    "zimmer",
 ];
