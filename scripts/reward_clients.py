@@ -15,6 +15,7 @@ value must equal that of `/v1/reward`, bit for bit. `--only NAME` runs one part.
 """
 
 import argparse
+import importlib.util
 import math
 import os
 import re
@@ -78,10 +79,14 @@ def chatml(messages):
 def camel(servers):
     """`NemotronRewardModel.evaluate` of camel-ai."""
     # camel-ai imports PyTorch for another reward model, and wants a key in the environment.
-    sys.modules.setdefault("torch", types.ModuleType("torch"))
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
+        sys.modules["torch"] = types.ModuleType("torch")
     os.environ.setdefault("NVIDIA_API_KEY", "none")
     from camel.models.reward import NemotronRewardModel
 
+    if not has_torch:
+        del sys.modules["torch"]
     model = NemotronRewardModel(servers.reward_model, url=f"{servers.reward_url}/v1")
     assert model.get_scores_types() == ATTRIBUTES, model.get_scores_types()
     for messages in [CONVERSATION, LONGER]:
@@ -164,7 +169,7 @@ class ListsInGrammar:
     def create(self, **body):
         prompt = body["messages"][-1]["content"]
         if "yaml list of strings" in prompt:
-            items = re.findall(r"^\d\. (.*)$", prompt, re.MULTILINE)
+            items = re.findall(r"^ ?\d\. (.*)$", prompt, re.MULTILINE)
             limit = {"choice": ["".join(f"- {item}\n" for item in items)]}
         else:
             count = int([word for word in prompt.split() if word.isdigit()][-1])

@@ -30,7 +30,7 @@ pub(super) fn progress_line(now: &Counts, rate_and_time_left: &str) -> String {
     format!("{} of {} requests, {rate_and_time_left}", now.done, now.lines)
 }
 
-/// What the whole run did.
+/// The requests, tokens, time and rate of the whole run.
 pub(super) fn total(now: &Counts, elapsed: Duration) -> String {
     let rate = per_second(now.tokens, elapsed);
     let (written, tokens, time) = (now.written, now.tokens, clock(elapsed));
