@@ -77,6 +77,7 @@ pub(super) fn run(
     let joined = serve::join(Some(thread));
     recording.map(Recording::finish).transpose().context("--record")?;
     let summary = ended?;
+    display.log_total(&summary.progress);
     joined?;
     Ok(summary)
 }
