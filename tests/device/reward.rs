@@ -206,9 +206,12 @@ fn the_head_agrees_with_f64_and_a_row_does_not_depend_on_the_others() {
     }
 }
 
-/// Heads whose values spread by at most this have the bound of 0.01.
+/// Heads whose values spread by at most this have the bound of 0.01. Errors grow with the weights: beyond, it
+/// does not hold for transformers' own bfloat16 either.
 const SMALL_SPREAD: f64 = 0.27;
-const WORST_ERROR: f64 = 100.0;
+/// The largest mean and worst errors, as multiples of those of transformers' bfloat16. On a CPU the twelve
+/// heads have means of 0.43 to 1.00 and worst errors of 0.41 to 1.10.
+const MOST_ERROR: f64 = 1.25;
 
 #[test]
 fn unquantised_scores_agree_with_transformers() {
@@ -228,8 +231,11 @@ fn unquantised_scores_agree_with_transformers() {
         let mean = errors.iter().sum::<f64>() / errors.len() as f64;
         let Figures { bfloat16_mean_error: usual, bfloat16_worst_error: most, spread, .. } = golden.figures;
         println!("{name}: mean {mean:.5} of {usual:.5}, worst {worst:.5} of {most:.5}");
-        assert!(worst <= WORST_ERROR * most, "{name}: an error of {worst}, of {most} in bfloat16");
-        assert!(!dev::FAST || mean <= 9.0 * usual, "{name}: a mean error of {mean}, of {usual} in bfloat16");
+        assert!(worst <= MOST_ERROR * most, "{name}: an error of {worst}, of {most} in bfloat16");
+        assert!(
+            !dev::FAST || mean <= MOST_ERROR * usual,
+            "{name}: a mean error of {mean}, of {usual} in bfloat16"
+        );
         let is_small = spread <= SMALL_SPREAD;
         assert!(!is_small || worst <= 1e-2, "{name}: an error of {worst}");
     }
@@ -266,7 +272,7 @@ fn fp8_scores_have_the_error_of_a_simulation_and_keep_the_order_of_answers() {
             }
         }
         println!("{name}: {compared} of {pairs} pairs are further apart than {margin:.4}");
-        let least = 8 * golden.width();
+        let least = 4 * golden.width();
         assert!(!dev::FAST || compared >= least, "{name}: only {compared} pairs are apart, by {margin}");
     }
     for (trunk, [error, simulated]) in errors {
