@@ -121,6 +121,31 @@ fn scores_that_arrive_together_share_their_prompt() {
     assert_eq!(bench.scheduler.counts().prefix_hits, 7 * 256);
 }
 
+/// Eight answers of 60 tokens to a prompt of 1,000, in steps of 512 tokens. The first computes the prompt, and
+/// the others wait for its 15 full blocks: 1,760 tokens in place of 8,480.
+#[test]
+fn answers_to_a_long_prompt_take_five_steps_and_not_seventeen() {
+    for (prefix_caching, steps, hits) in [(true, 5, 7 * 960), (false, 17, 0)] {
+        let config = SchedulerConfig {
+            max_num_seqs: 16,
+            max_num_batched_tokens: 512,
+            max_model_len: 1060,
+            num_blocks: 200,
+            prefix_caching,
+            ..scoring()
+        };
+        let mut bench = Bench::new(config);
+        let answers: Vec<Request> =
+            (0..8).map(|i| scored([prompt(0, 1000), prompt(50 + i, 60)].concat())).collect();
+        let ids = bench.submit_group(answers.clone()).unwrap();
+        assert_eq!(bench.run(2), steps, "prefix caching: {prefix_caching}");
+        assert_eq!(bench.scheduler.counts().prefix_hits, hits);
+        for (id, asked) in ids.iter().zip(&answers) {
+            assert_eq!(bench.answer(*id), Some(alone(asked, 100)));
+        }
+    }
+}
+
 #[test]
 fn a_request_of_a_batch_gives_way_and_keeps_its_score() {
     let mut bench = Bench::new(SchedulerConfig { num_blocks: 3, prefix_caching: false, ..scoring() });
