@@ -7,8 +7,8 @@
 //! With `--text` the answers are passages of that file, by the model's tokenizer; without, random tokens
 //! after the same question. With `--cache-only` no order is compared.
 //!
-//! The prefix cache is timed against an engine without one, in turn, after one untimed run of each; the figure
-//! is the median of at least three repetitions.
+//! The prefix cache is timed against an engine without one, in turn, after one untimed run of each. The
+//! figure is the median of at least three repetitions.
 
 mod cpu;
 

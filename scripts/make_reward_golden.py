@@ -23,8 +23,8 @@ CLASSES = {"nemotron": NemotronForSequenceClassification, "llama": LlamaForSeque
 HIDDEN = 64
 QUESTION = 40
 ANSWERS = [1, 7, 20, 33, 60, 90, 24, 25]
-# Standard deviations of the heads' weights. Values spread by about 0.25 around the bias with the first, as far
-# as the bound of 0.01 holds for bfloat16, and by about 0.5 with the second.
+# Standard deviations of the heads' weights. Values spread by about 0.25 around the bias with the first, as
+# far as the bound of 0.01 holds for bfloat16, and by about 0.4 with the second.
 SMALL, LARGE = 0.03, 0.06
 # The number whose multiples weights are. Such weights are exact in bfloat16 and short in JSON.
 UNIT = 1 / 256

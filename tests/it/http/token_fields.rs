@@ -212,7 +212,10 @@ async fn prompt_logprobs_of_a_model_equal_those_of_an_echo() {
     let echo = server.complete(json!([ids]), echo).await.json();
     let echoed = echo["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
     assert_eq!((echoed.len(), &echoed[0]), (171, &Value::Null));
-    let asked = |start: usize, salt: &str| json!({ "prompt_logprobs": 1, "prompt_logprobs_start": start, "max_tokens": 0, "cache_salt": salt });
+    let asked = |start: usize, salt: &str| {
+        let scores = json!({ "prompt_logprobs": 1, "prompt_logprobs_start": start });
+        merged(scores, json!({ "max_tokens": 0, "cache_salt": salt }))
+    };
     let check = |reply: &Value, entries: &Value, start: usize, cached: usize| {
         let entries = entries.as_array().unwrap();
         assert_eq!(entries.len(), 171 - start, "from {start}");

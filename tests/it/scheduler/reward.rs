@@ -121,8 +121,8 @@ fn scores_that_arrive_together_share_their_prompt() {
     assert_eq!(bench.scheduler.counts().prefix_hits, 7 * 256);
 }
 
-/// Eight answers of 60 tokens to a prompt of 1,000, in steps of 512 tokens. The first computes the prompt, and
-/// the others wait for its 15 full blocks: 1,760 tokens in place of 8,480.
+/// Eight answers of 60 tokens to a prompt of 1,000, in steps of 512 tokens. The first computes the prompt,
+/// and the others wait for its 15 full blocks: 1,760 tokens in place of 8,480.
 #[test]
 fn answers_to_a_long_prompt_take_five_steps_and_not_seventeen() {
     for (prefix_caching, steps, hits) in [(true, 5, 7 * 960), (false, 17, 0)] {
