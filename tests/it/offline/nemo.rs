@@ -108,7 +108,7 @@ fn original_reward(bias: impl Fn(usize, f32) -> Option<f32>) -> tempfile::TempDi
         weight: rows.iter().map(|(row, _)| row.to_vec()).collect(),
         bias: Some(rows.iter().map(|(_, bias)| *bias).collect()),
         labels: None,
-        fp8_mean_error: 0.0,
+        figures: Default::default(),
         values: Vec::new(),
         prompts: Vec::new(),
     };
