@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs `octant serve` with only the environment `env`. It must exit by itself.
-/// Runs `octant serve`, by default on any free port, so that no other program's port matters.
+/// Runs `octant serve` with only the environment `env`, on any free port unless it names one. It must exit by
+/// itself.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
     command.env_clear().env("OCTANT_PORT", "0").arg("serve").args(args).envs(env.iter().copied());

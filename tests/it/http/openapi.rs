@@ -128,6 +128,16 @@ async fn the_fields_of_every_json_body_are_compared_with_the_reader() {
     assert_eq!(documented, compared, "`bodies` has a row for each");
 }
 
+/// Files and batches aside, whose faults are not those of requests.
+#[test]
+fn the_alert_on_errors_counts_every_route_that_reads_a_body() {
+    let alerts = include_str!("../../../deploy/alerts.yml");
+    let rule = alerts.split("alert: OctantErrors").nth(1).unwrap();
+    let handlers = rule.split("handler=~\"").nth(1).unwrap().split('"').next().unwrap();
+    let counted: BTreeSet<_> = handlers.split('|').collect();
+    assert_eq!(counted, bodies().iter().map(|(_, path, _)| *path).collect());
+}
+
 #[tokio::test]
 async fn every_reference_of_the_document_leads_to_a_schema() {
     let document = document(&Setup::new().launch()).await;
