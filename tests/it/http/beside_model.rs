@@ -43,11 +43,9 @@ async fn stream(server: &TestServer, salt: &str, more: Value) -> Value {
 
 /// A greedy stream and a random one with penalties.
 async fn streams(server: &TestServer, salt: &str) -> (Value, Value) {
+    let other_salt = format!("{salt}, random");
     let random = json!({ "temperature": 0.9, "top_p": 0.95, "seed": 5, "repetition_penalty": 1.1 });
-    tokio::join!(
-        stream(server, salt, json!({ "temperature": 0 })),
-        stream(server, &format!("{salt}, random"), random)
-    )
+    tokio::join!(stream(server, salt, json!({ "temperature": 0 })), stream(server, &other_salt, random))
 }
 
 fn schema() -> Value {
@@ -65,7 +63,9 @@ fn other(i: usize) -> (Value, u16) {
         0 => (json!({ "guided_json": schema(), "max_tokens": 20 + i }), 200),
         1 => (json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 30 }), 200),
         2 => (json!({ "guided_json": { "type": "array", "uniqueItems": true, "not": {} } }), 400),
-        3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 30 }), 400),
+        // A bomb that is compiled step by step, and one that is too large.
+        3 if i % 16 == 3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 30 }), 200),
+        3 => (json!({ "regex": "(a|b)?".repeat(1366), "max_tokens": 30 }), 400),
         4 => (json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1 }), 200),
         // The call's head has 39 bytes, which are tokens here: it is cut off in its arguments.
         5 => {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use octant::comm::Local;
 use octant::engine::{Engine, EngineHandle, EngineThread, SubmitOptions};
+use octant::grammar::Grammar;
 use octant::model::Shard;
 use octant::request::{Finish, Request, SamplingParams, TokenLogprob};
 use octant::runner::{Runner, RunnerOptions};
@@ -18,7 +19,7 @@ use crate::device::model::{fixture, request};
 /// Token ids of the model. Token `i` is letter number `i` modulo 26.
 const VOCAB: usize = 384;
 /// Tokens of an answer that no grammar ends.
-const LENGTH: u32 = 24;
+const LENGTH: u32 = 16;
 /// Whether a token may stand at this index of an answer.
 type Follows = fn(usize, u8) -> bool;
 
@@ -56,10 +57,10 @@ fn engine(dir: &Path, setting: Setting) -> (EngineHandle, EngineThread) {
     Engine::start(scheduler, setting.in_flight, Box::new(Runner::start(parts, options))).unwrap()
 }
 
-/// A request for each grammar, greedy or at temperature 1, and one without a grammar.
-fn requests(temperature: f32, logprobs: bool) -> Vec<Request> {
+/// A request for each of these grammars, greedy or at temperature 1, and one without a grammar.
+fn requests(grammars: &[Arc<Grammar>], temperature: f32, logprobs: bool) -> Vec<Request> {
     let prompt = |i: u32| -> Vec<u32> { (0..70 - 9 * i).map(|at| 3 + (at * 37 + i * 101) % 380).collect() };
-    let grammars = GRAMMARS.map(|(regex, ..)| Some(letters(regex))).into_iter().chain([None]);
+    let grammars = grammars.iter().cloned().map(Some).chain([None]);
     let asked = (0..).zip(grammars).map(|(i, grammar)| {
         let mut asked = request(&prompt(i), LENGTH, temperature, u64::from(i));
         asked.stop.stop_ids = vec![END];
@@ -125,13 +126,14 @@ fn sure(answer: &Answer, allowed: impl Fn(usize, u32) -> bool, margin: f32) -> u
 #[test]
 fn answers_over_several_ranks_follow_their_grammars_as_those_of_one_rank_do() {
     let dir = fixture("nemotron");
+    let grammars = GRAMMARS.map(|(regex, ..)| letters(regex));
     let mut alone: Option<Vec<Answer>> = None;
     for ranks in [1, 2, 4] {
         let mut reference: Option<Vec<Answer>> = None;
         for setting in settings(ranks) {
-            let mut asked = requests(0.0, setting.logprobs);
+            let mut asked = requests(&grammars, 0.0, setting.logprobs);
             let greedy = asked.len();
-            asked.extend(requests(1.0, setting.logprobs));
+            asked.extend(requests(&grammars, 1.0, setting.logprobs));
             let got = answers(&dir, setting, asked);
             follows_its_grammar(&got[..greedy], setting);
             follows_its_grammar(&got[greedy..], setting);
@@ -157,5 +159,5 @@ fn equal_up_to_a_near_tie(alone: &[Answer], got: &[Answer], ranks: usize) {
         assert_eq!(ids(got)[..sure], ids(alone)[..sure], "{ranks} ranks: {regex}");
         decided += sure;
     }
-    assert!(decided >= 20, "{ranks} ranks: only {decided} tokens before the first near-ties");
+    assert!(decided >= 12, "{ranks} ranks: only {decided} tokens before the first near-ties");
 }

@@ -116,7 +116,7 @@ fn markers(format: ToolFormat) -> (&'static str, &'static str) {
     }
 }
 
-/// Where the object at the start of `text` may end: at its brace, or before it if it breaks off there.
+/// Where the object at the start of `text` may end: at its brace, or before it if it breaks off.
 fn object_ends(text: &str) -> Vec<usize> {
     let (mut depth, mut in_string, mut escaped, mut ends) = (0, false, false, Vec::new());
     for (at, c) in text.char_indices() {
@@ -131,7 +131,8 @@ fn object_ends(text: &str) -> Vec<usize> {
             '}' | ']' => {
                 depth -= 1;
                 if depth == 0 {
-                    return vec![at + 1];
+                    ends.push(at + 1);
+                    return ends;
                 }
             }
             c if c.is_whitespace() || c.is_ascii_alphanumeric() || ",:.+-".contains(c) => {}
