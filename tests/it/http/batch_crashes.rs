@@ -129,7 +129,8 @@ async fn a_batch_survives_kills_with_every_line_once() {
 /// Asserts that each of `lines` lines has one whole record, in the file of its kind.
 async fn every_line_has_one_result(address: SocketAddr, batch: &Value, lines: usize) {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-    for file in ["output_file_id", "error_file_id"] {
+    let files = ["output_file_id", "error_file_id"];
+    for file in files.into_iter().filter(|file| batch[file].is_string()) {
         for line in text(address, &batch[file]).await.lines() {
             let line: Value = serde_json::from_str(line).expect("each line is a whole record");
             *seen.entry(line["custom_id"].as_str().unwrap().to_owned()).or_default() += 1;
@@ -188,8 +189,8 @@ const ATTEMPTS: usize = 20;
 async fn a_kill_during_an_upload_leaves_no_file_and_no_bytes() {
     let (model, data) = (model(), tempfile::tempdir().unwrap());
     let mut server = Server::start(model.path(), data.path());
-    // Bytes reach the disk in pieces of a mebibyte.
-    let content = lines().repeat(100);
+    // Bytes reach the disk in pieces of 256 KiB.
+    let content = lines().repeat(20);
     let (kind, body) = form("batch", content.as_bytes());
     let head = format!(
         "POST /v1/files HTTP/1.1\r\nhost: localhost\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n",

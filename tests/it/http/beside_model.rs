@@ -12,12 +12,12 @@ use crate::device::model::{fixture, runner};
 /// A template that shows the user's messages only: descriptions of tools would fill the context.
 const USER_ONLY: &str =
     "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}<|eos|>";
-const TOKENS: usize = 100;
+const TOKENS: usize = 60;
 
 /// Streams a completion and returns everything that no other request may change. Which tokens share a chunk
 /// is not part of it.
 async fn stream(server: &TestServer, salt: &str, more: Value) -> Value {
-    let prompt: Vec<usize> = (0..90).map(|i| 3 + i * 37 % 250).collect();
+    let prompt: Vec<usize> = (0..40).map(|i| 3 + i * 37 % 250).collect();
     let body = json!({ "prompt": prompt, "max_tokens": TOKENS, "logprobs": 5, "ignore_eos": true,
         "return_token_ids": true, "stream": true, "cache_salt": salt });
     let reply = server.post("/v1/completions", merged(body, more)).await;
@@ -60,13 +60,16 @@ fn other(i: usize) -> (Value, u16) {
             "function": { "name": "f", "parameters": parameters, "strict": strict } }])
     };
     match i % 8 {
-        0 => (json!({ "guided_json": schema(), "max_tokens": 20 + i }), 200),
-        1 => (json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 30 }), 200),
+        0 => (json!({ "guided_json": schema(), "max_tokens": 6 + i % 9 }), 200),
+        1 => (json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 10 }), 200),
         2 => (json!({ "guided_json": { "type": "array", "uniqueItems": true, "not": {} } }), 400),
         // A bomb that is compiled step by step, and one that is too large.
-        3 if i % 16 == 3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 30 }), 200),
-        3 => (json!({ "regex": "(a|b)?".repeat(1366), "max_tokens": 30 }), 400),
-        4 => (json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1 }), 200),
+        3 if i % 16 == 3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 10 }), 200),
+        3 => (json!({ "regex": "(a|b)?".repeat(1366), "max_tokens": 10 }), 400),
+        4 => (
+            json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1, "max_tokens": 5 }),
+            200,
+        ),
         // The call's head has 39 bytes, which are tokens here: it is cut off in its arguments.
         5 => {
             let tools = tool(schema(), true);
