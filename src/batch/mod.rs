@@ -3,7 +3,8 @@
 //! `store` keeps files, batches and results in a directory. `input` reads the lines of a batch's file,
 //! `results` appends a record for each finished line, and `runner` runs the lines. The runner does not know a
 //! line's meaning: it calls a function that turns a request's body into a status and a reply. `offline` runs
-//! a file with such a function too, without a store. `index` counts the bytes on disk. `retention` says how long the record of a batch is kept.
+//! a file with such a function too, without a store. `index` counts the bytes on disk. `retention` says how
+//! long the record of a batch is kept.
 //!
 //! # What survives a crash
 //! Input files never change. A batch's record is replaced as a whole. A finished line is one record at the

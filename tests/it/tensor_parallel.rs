@@ -327,7 +327,7 @@ fn a_rank_that_ends_in_a_step_is_named_at_once() {
 
 #[test]
 fn a_rank_that_stalls_in_a_step_is_named_after_the_timeout() {
-    // The other rank has the difference to report that it waited in vain.
+    // The difference is the time the other rank has to report its own timeout.
     let (patience, timeout) = (Duration::from_millis(100), Duration::from_secs(3));
     std::thread::scope(|scope| {
         let step = |at| faulty_step((at, Fault::Stalls), patience, timeout);

@@ -53,31 +53,28 @@ fn schema() -> Value {
         "required": ["a", "b"], "additionalProperties": false })
 }
 
-/// The fields of one of the other requests, and the status that it gets.
-fn other(i: usize) -> (Value, u16) {
+/// The fields of one of the other requests, and the statuses that it may get; none if the client leaves.
+fn other(i: usize) -> (Value, &'static [u16]) {
     let tool = |parameters: Value, strict: bool| {
-        json!([{ "type": "function",
-            "function": { "name": "f", "parameters": parameters, "strict": strict } }])
+        let function = json!({ "name": "f", "parameters": parameters, "strict": strict });
+        json!([{ "type": "function", "function": function }])
     };
+    let choice = json!([format!("choice {i}"), "x"]);
     match i % 8 {
-        0 => (json!({ "guided_json": schema(), "max_tokens": 6 + i % 9 }), 200),
-        1 => (json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 10 }), 200),
-        2 => (json!({ "guided_json": { "type": "array", "uniqueItems": true, "not": {} } }), 400),
-        // A bomb that is compiled step by step, and one that is too large.
-        3 if i % 16 == 3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 10 }), 200),
-        3 => (json!({ "regex": "(a|b)?".repeat(1366), "max_tokens": 10 }), 400),
-        4 => (
-            json!({ "guided_choice": [format!("choice {i}"), "x"], "n": 2, "temperature": 1, "max_tokens": 5 }),
-            200,
-        ),
+        0 => (json!({ "guided_json": schema(), "max_tokens": 6 + i % 9 }), &[200]),
+        1 => (json!({ "regex": format!("([a-f]{{1,{}}} )+", i + 1), "max_tokens": 10 }), &[200]),
+        2 => (json!({ "guided_json": { "type": "array", "uniqueItems": true, "not": {} } }), &[400]),
+        // A bomb that may be compiled step by step, and one that is too large.
+        3 if i % 16 == 3 => (json!({ "regex": "((a{1,500}){1,500}){1,500}", "max_tokens": 10 }), &[200, 400]),
+        3 => (json!({ "regex": "(a|b)?".repeat(1366), "max_tokens": 10 }), &[400]),
+        4 => (json!({ "guided_choice": choice, "n": 2, "temperature": 1, "max_tokens": 5 }), &[200]),
         // The call's head has 39 bytes, which are tokens here: it is cut off in its arguments.
         5 => {
-            let tools = tool(schema(), true);
-            (json!({ "tools": tools, "tool_choice": "required", "max_tokens": 42 + i % 3, "seed": i }), 200)
+            let more = json!({ "tool_choice": "required", "max_tokens": 42 + i % 3, "seed": i });
+            (merged(more, json!({ "tools": tool(schema(), true) })), &[200])
         }
-        6 => (json!({ "tools": tool(json!({ "not": {} }), true) }), 400),
-        // The client leaves.
-        _ => (json!({ "guided_json": schema(), "stream": true, "n": 3, "temperature": 1, "seed": i }), 0),
+        6 => (json!({ "tools": tool(json!({ "not": {} }), true) }), &[400]),
+        _ => (json!({ "guided_json": schema(), "stream": true, "n": 3, "temperature": 1, "seed": i }), &[]),
     }
 }
 
@@ -85,7 +82,7 @@ fn other(i: usize) -> (Value, u16) {
 async fn others(server: &TestServer) {
     let one = async |i: usize| {
         let (more, expected) = other(i);
-        if expected == 0 {
+        if expected.is_empty() {
             let mut leaving = Connection::open(server.address).await;
             let body = chat_body("guilty", more).to_string();
             leaving.request("POST", "/v1/chat/completions", &[], body.as_bytes()).await;
@@ -93,7 +90,7 @@ async fn others(server: &TestServer) {
             return;
         }
         let reply = server.chat("guilty", more).await;
-        assert_eq!(reply.status, expected, "{i}: {}", reply.text());
+        assert!(expected.contains(&reply.status), "{i}: {}", reply.text());
         if i % 8 == 5 {
             let choice = reply.json()["choices"][0].clone();
             let arguments = choice["message"]["tool_calls"][0]["function"]["arguments"].clone();
