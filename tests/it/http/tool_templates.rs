@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::test_server::{Setup, TestServer, merged};
 
-/// A template, its format, how a call begins without whitespace, and how the prompt has an earlier call and its result.
+/// A template, its format, how a call begins without whitespace, and how the prompt has an earlier call and
+/// its result.
 struct Case {
     template: &'static str,
     format: ToolFormat,
