@@ -23,10 +23,13 @@ pub(super) fn open_to_append(path: &Path) -> io::Result<File> {
 /// Replaces a file as a whole: a reader or a crash finds the old content or the new one.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = path.with_extension("tmp");
-    let mut file = create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    rename(&temporary, path)
+    let write = || {
+        let mut file = create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        rename(&temporary, path)
+    };
+    write().inspect_err(|_| _ = std::fs::remove_file(&temporary))
 }
 
 /// Renames a file whose content is on disk, and puts the new name on disk.

@@ -8,58 +8,29 @@
 //! | `batches/ID.json` | a batch's record |
 //! | `uploads/` | contents that are still arriving; emptied at start |
 //!
-//! All calls block on the disk. Sizes are counted, so that the directory stays below its limit: each record
-//! counts [`RECORD_ROOM`] bytes, and each line of an unfinished batch that has no result [`LINE_ROOM`].
+//! All calls block on the disk. `index` counts the bytes of contents and records, and reserves room for
+//! what unfinished batches still write, so that the directory stays below its limit.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{FlockOperation, flock};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::disk;
+use super::index::{Index, batch_room, json, record_bytes, result_record};
 use super::input::MAX_LINES;
 use super::page::PageQuery;
 use super::records::{BatchRecord, Endpoint, FileRecord, Purpose, Status};
 use super::results::{LINE_ROOM, Results};
 use super::retention;
+use super::store_error::StoreError;
 
-/// Bytes that a record counts.
-pub(super) const RECORD_ROOM: u64 = 4096;
 /// Length of the completion window in seconds.
 const WINDOW: u64 = 24 * 3600;
-
-/// Why a call of the store failed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum StoreError {
-    /// The owner has no such file or batch.
-    #[error("there is no such file or batch")]
-    NotFound,
-    /// The directory has no room.
-    #[error("{needed} more bytes are needed; {used} of at most {limit} bytes are used or reserved")]
-    Full {
-        /// Bytes needed.
-        needed: u64,
-        /// Bytes used and reserved.
-        used: u64,
-        /// The most bytes.
-        limit: u64,
-    },
-    /// A batch that has not ended uses the file.
-    #[error("The batch {0} uses this file and has not ended.")]
-    InUse(String),
-    /// The batch has ended, with this status.
-    #[error("The batch has ended: its status is {0}.")]
-    Ended(&'static str),
-    /// The disk failed.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-}
 
 /// The files and batches of one directory.
 #[derive(Debug)]
@@ -70,40 +41,12 @@ pub struct Store {
     _lock: File,
 }
 
-/// Everything but the contents.
-#[derive(Debug, Default)]
-struct Index {
-    files: HashMap<String, FileRecord>,
-    batches: HashMap<String, BatchRecord>,
-    /// Bytes on disk, records included.
-    used: u64,
-    /// Lines without a result, by unfinished batch.
-    lines_left: HashMap<String, u64>,
-    last_order: u64,
-}
-
 /// A batch to create.
 pub(crate) struct NewBatch {
     pub(crate) owner: String,
     pub(crate) endpoint: Endpoint,
     pub(crate) input_file_id: String,
     pub(crate) metadata: Option<BTreeMap<String, String>>,
-}
-
-impl Index {
-    fn taken(&self) -> u64 {
-        self.used + self.lines_left.values().sum::<u64>() * LINE_ROOM
-    }
-
-    fn order(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
-        self.last_order = now.max(self.last_order + 1);
-        self.last_order
-    }
-
-    fn batch_of(&self, owner: &str, id: &str) -> Result<&BatchRecord, StoreError> {
-        self.batches.get(id).filter(|batch| batch.owner == owner).ok_or(StoreError::NotFound)
-    }
 }
 
 impl Store {
@@ -136,30 +79,23 @@ impl Store {
         }
         let mut index = self.index();
         for record in read_all::<FileRecord>(&self.directory.join("files"))? {
-            index.last_order = index.last_order.max(record.order);
-            index.files.insert(record.id.clone(), record);
+            index.add_file(record);
         }
         for record in read_all::<BatchRecord>(&self.directory.join("batches"))? {
-            index.last_order = index.last_order.max(record.order);
-            if !record.status.is_final() {
-                index.lines_left.insert(record.id.clone(), record.lines);
-            }
-            index.batches.insert(record.id.clone(), record);
+            index.add_batch(record);
         }
-        let open = index.batches.values().filter(|batch| !batch.status.is_final());
-        let unfinished = open.flat_map(|batch| [&batch.output_file_id, &batch.error_file_id]);
-        let known: HashSet<String> = index.files.keys().chain(unfinished).cloned().collect();
-        let mut used = (index.files.len() + index.batches.len()) as u64 * RECORD_ROOM;
+        let results = index.open_results();
         for entry in std::fs::read_dir(self.directory.join("files"))? {
             let path = entry?.path();
             let id = path.file_stem().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            match path.extension().and_then(|ending| ending.to_str()) {
-                Some("json") => {}
-                Some("jsonl") if known.contains(&id) => used += path.metadata()?.len(),
+            let ending = path.extension().and_then(|ending| ending.to_str());
+            match (ending, results.get(&id)) {
+                (Some("json"), _) => {}
+                (Some("jsonl"), _) if index.files.contains_key(&id) => {}
+                (Some("jsonl"), Some(batch)) => index.add_result_bytes(batch, path.metadata()?.len()),
                 _ => std::fs::remove_file(&path)?,
             }
         }
-        index.used = used;
         Ok(())
     }
 
@@ -179,27 +115,38 @@ impl Store {
         self.directory.join("uploads").join(id)
     }
 
-    /// Takes room for `bytes`.
+    /// Takes room for `bytes` of an upload.
     pub(super) fn take_room(&self, bytes: u64) -> Result<(), StoreError> {
         let mut index = self.index();
-        let used = index.taken();
-        if used.saturating_add(bytes) > self.limit {
-            return Err(StoreError::Full { needed: bytes, used, limit: self.limit });
-        }
-        index.used += bytes;
+        index.check(bytes, self.limit)?;
+        index.uploads += bytes;
         Ok(())
     }
 
     pub(super) fn give_room_back(&self, bytes: u64) {
-        self.index().used -= bytes;
+        self.index().uploads -= bytes;
     }
 
-    /// Makes an arrived content a file. Its room has been taken, that of its record too.
-    pub(super) fn add_file(&self, arrived: &Path, mut record: FileRecord) -> io::Result<FileRecord> {
+    /// Makes an arrived content a file. The upload has taken `room`, which becomes that of the file.
+    pub(super) fn add_file(
+        &self,
+        arrived: &Path,
+        mut record: FileRecord,
+        room: u64,
+    ) -> Result<FileRecord, StoreError> {
         record.order = self.index().order();
-        disk::rename(arrived, &self.content_path(&record.id))?;
-        self.write_file_record(&record)?;
-        self.index().files.insert(record.id.clone(), record.clone());
+        let more = (record.bytes + record_bytes(&record)).saturating_sub(room);
+        self.take_room(more)?;
+        let content = self.content_path(&record.id);
+        let written = disk::rename(arrived, &content).and_then(|()| self.write_file_record(&record));
+        if written.is_err() {
+            let _gone = std::fs::remove_file(content);
+        }
+        let mut index = self.index();
+        index.uploads -= more;
+        written?;
+        index.uploads -= room;
+        index.add_file(record.clone());
         Ok(record)
     }
 
@@ -249,7 +196,7 @@ impl Store {
 
     /// Deletes one of the owner's files.
     pub(crate) fn delete_file(&self, owner: &str, id: &str) -> Result<(), StoreError> {
-        let record = {
+        {
             let mut index = self.index();
             let open = index.batches.values().filter(|batch| !batch.status.is_final());
             let uses = |batch: &&BatchRecord| {
@@ -261,11 +208,11 @@ impl Store {
                 return Err(StoreError::InUse(batch.id.clone()));
             }
             index.files.get(id).filter(|file| file.owner == owner).ok_or(StoreError::NotFound)?;
-            index.files.remove(id).ok_or(StoreError::NotFound)?
-        };
+            index.files.remove(id);
+        }
         disk::remove(&self.record_path("files", id))?;
         disk::remove(&self.content_path(id))?;
-        self.give_room_back(record.bytes + RECORD_ROOM);
+        self.index().release(id);
         Ok(())
     }
 
@@ -280,7 +227,7 @@ impl Store {
         };
         for id in forgotten {
             disk::remove(&self.record_path("batches", &id))?;
-            self.give_room_back(RECORD_ROOM);
+            self.index().release(&id);
         }
         Ok(())
     }
@@ -292,10 +239,6 @@ impl Store {
             let mut index = self.index();
             let file = index.files.get(&new.input_file_id).filter(|file| file.owner == new.owner);
             let lines = file.ok_or(StoreError::NotFound)?.lines.min(MAX_LINES as u64);
-            let (needed, used) = (RECORD_ROOM + lines * LINE_ROOM, index.taken());
-            if used.saturating_add(needed) > self.limit {
-                return Err(StoreError::Full { needed, used, limit: self.limit });
-            }
             let record = BatchRecord {
                 id: new_id("batch_")?,
                 owner: new.owner,
@@ -319,16 +262,12 @@ impl Store {
                 stalled_starts: 0,
                 results_at_start: 0,
             };
-            index.used += RECORD_ROOM;
-            index.lines_left.insert(record.id.clone(), lines);
-            index.batches.insert(record.id.clone(), record.clone());
+            index.check(batch_room(&record) + lines * LINE_ROOM, self.limit)?;
+            index.add_batch(record.clone());
             record
         };
         if let Err(error) = self.write_batch_record(&record) {
-            let mut index = self.index();
-            index.used -= RECORD_ROOM;
-            index.lines_left.remove(&record.id);
-            index.batches.remove(&record.id);
+            self.index().remove_batch(&record.id);
             return Err(error.into());
         }
         Ok(record)
@@ -354,15 +293,12 @@ impl Store {
     /// Changes a batch's record, on disk and in memory.
     pub(super) fn update(&self, id: &str, change: impl FnOnce(&mut BatchRecord)) -> io::Result<BatchRecord> {
         let mut index = self.index();
-        let batch = index.batches.get_mut(id).ok_or_else(|| io::Error::other("the batch is gone"))?;
+        let batch = index.batches.get(id).ok_or_else(|| io::Error::other("the batch is gone"))?;
         let mut changed = batch.clone();
         change(&mut changed);
         // Held during the write, so that two changes of one batch reach the disk in order.
         self.write_batch_record(&changed)?;
-        *batch = changed.clone();
-        if changed.status.is_final() {
-            index.lines_left.remove(id);
-        }
+        index.replace_batch(changed.clone());
         Ok(changed)
     }
 
@@ -388,39 +324,19 @@ impl Store {
     /// Opens the results of a batch that has not ended. `done` gets the `custom_id` of each.
     pub(super) fn results(&self, batch: &BatchRecord, done: &mut HashSet<String>) -> io::Result<Results> {
         let paths = [&batch.output_file_id, &batch.error_file_id].map(|id| self.content_path(id));
-        let size = |path: &PathBuf| path.metadata().map_or(0, |file| file.len());
-        let before: u64 = paths.iter().map(size).sum();
         let results = Results::open(&paths[0], &paths[1], done)?;
-        let cut = before - paths.iter().map(size).sum::<u64>();
-        self.index().used -= cut.min(before);
         self.count(&batch.id, &results);
         Ok(results)
     }
 
     /// Counts the results of a batch, which its record in memory shows.
     pub(super) fn count(&self, id: &str, results: &Results) {
-        let mut index = self.index();
-        let done = results.completed() + results.failed();
-        if let Some(batch) = index.batches.get_mut(id) {
-            (batch.completed, batch.failed) = (results.completed(), results.failed());
-            let left = batch.lines.saturating_sub(done);
-            if !batch.status.is_final() {
-                index.lines_left.insert(id.to_owned(), left);
-            }
-        }
+        self.index().count(id, results);
     }
 
     /// Takes room for a record of `bytes`, in exchange for that of its line.
     pub(super) fn take_result_room(&self, id: &str, bytes: u64) -> bool {
-        let mut index = self.index();
-        if index.taken().saturating_sub(LINE_ROOM).saturating_add(bytes) > self.limit {
-            return false;
-        }
-        index.used += bytes;
-        if let Some(left) = index.lines_left.get_mut(id) {
-            *left = left.saturating_sub(1);
-        }
-        true
+        self.index().exchange_line(id, bytes, self.limit)
     }
 
     /// Makes the results of a batch files, as far as there are any. Returns which exist.
@@ -441,21 +357,13 @@ impl Store {
                 disk::remove(&self.content_path(id))?;
                 continue;
             }
-            let record = FileRecord {
-                id: id.clone(),
-                owner: batch.owner.clone(),
-                filename: format!("{}_{name}.jsonl", batch.id),
-                purpose: Purpose::BatchOutput,
-                bytes,
-                lines,
-                created_at: now,
-                order: self.index().order(),
-            };
+            let order = self.index().order();
+            let record =
+                FileRecord { bytes, lines, created_at: now, order, ..result_record(batch, id, name) };
             self.write_file_record(&record)?;
             let mut index = self.index();
-            if index.files.insert(id.clone(), record).is_none() {
-                index.used += RECORD_ROOM;
-            }
+            index.add_file(record);
+            index.count(&batch.id, results);
         }
         Ok(exist)
     }
@@ -467,16 +375,14 @@ pub(super) fn new_id(prefix: &str) -> io::Result<String> {
     Ok(format!("{prefix}{:016x}{:016x}", random()?, random()?))
 }
 
-fn json(record: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(record).expect("a record can be written as JSON")
-}
-
-/// Reads the records of a folder.
+/// Reads the records of a folder, and removes what a crash left of one that was written.
 fn read_all<T: DeserializeOwned>(folder: &Path) -> io::Result<Vec<T>> {
     let mut records = Vec::new();
     for entry in std::fs::read_dir(folder)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "json") {
+        if path.extension().is_some_and(|ending| ending == "tmp") {
+            std::fs::remove_file(&path)?;
+        } else if path.extension().is_some_and(|ending| ending == "json") {
             let record = serde_json::from_slice(&std::fs::read(&path)?).map_err(|error| {
                 let text = format!("{} is damaged: {error}", path.display());
                 io::Error::new(io::ErrorKind::InvalidData, text)

@@ -7,8 +7,11 @@ use std::sync::Arc;
 
 use super::disk;
 use super::records::{FileRecord, Purpose};
-use super::store::{RECORD_ROOM, Store, StoreError, new_id};
+use super::store::{Store, new_id};
+use super::store_error::StoreError;
 
+/// Bytes that an upload holds for the record of the file, which is longer if the file's name is.
+const RECORD_ROOM: u64 = 1024;
 /// The most bytes of a file.
 pub(crate) const MAX_FILE_BYTES: u64 = 200 << 20;
 
@@ -80,7 +83,7 @@ impl Upload {
             created_at: new.created_at,
             order: 0,
         };
-        let record = self.store.add_file(&self.path, record)?;
+        let record = self.store.add_file(&self.path, record, self.room)?;
         self.room = 0;
         Ok(record)
     }

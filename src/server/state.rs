@@ -60,7 +60,7 @@ fn tool_support(template: &ChatTemplate, format: Option<ToolFormat>) -> ToolSupp
     } else {
         Some(ToolFormat::for_plain_template(source))
     };
-    ToolSupport { format: format.or(found), in_template }
+    ToolSupport { format: format.or(found), in_template, calls_in_template: template.shows_calls() }
 }
 
 /// Whether a conversation may begin with a message of the system.

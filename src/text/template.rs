@@ -23,6 +23,9 @@ use super::strftime::strftime;
 use super::tokenizer::Tokenizer;
 use super::turn_marker_guard::{self as guard, Composed, Rendered, TextKind, TurnMarkers, spelled};
 use super::vocabulary::TokenizerJsonError;
+
+/// A name that no template contains.
+const PROBE_NAME: &str = "kvqxz_tool";
 use super::{TextError, python};
 
 /// Most template instructions per rendering. A long conversation takes about a hundred per message.
@@ -228,12 +231,29 @@ impl ChatTemplate {
 
     /// Whether the template shows the tools of a request to the model.
     pub(crate) fn shows_tools(&self) -> bool {
-        const NAME: &str = "kvqxz_tool";
-        let function = json!({ "name": NAME, "description": NAME, "parameters": { "type": "object" } });
+        let user = ChatMessage::new(Role::User, "Hello");
+        self.rendered_with_tool(PROBE_NAME, &[user]).is_some_and(|text| text.contains(PROBE_NAME))
+    }
+
+    /// Whether the template shows earlier calls of tools to the model; true if it renders none of a small
+    /// conversation.
+    pub(crate) fn shows_calls(&self) -> bool {
+        let call = json!({ "name": PROBE_NAME, "arguments": { "text": "Hello" } });
+        let mut assistant = ChatMessage::new(Role::Assistant, "");
+        let calls = json!([{ "id": "call00000", "type": "function", "function": call }]);
+        assistant.fields.insert("tool_calls".to_owned(), calls);
+        let messages = [ChatMessage::new(Role::User, "Hello"), assistant];
+        self.rendered_with_tool("tool", &messages).is_none_or(|text| text.contains(PROBE_NAME))
+    }
+
+    /// Renders messages with a tool of this name. `None` if the template refuses that.
+    fn rendered_with_tool(&self, name: &str, messages: &[ChatMessage]) -> Option<String> {
+        let text = json!({ "type": "string", "description": "A text" });
+        let parameters = json!({ "type": "object", "properties": { "text": text }, "required": ["text"] });
+        let function = json!({ "name": name, "description": "A tool", "parameters": parameters });
         let mut options = RenderOptions::default();
         options.kwargs.insert("tools".to_owned(), json!([{ "type": "function", "function": function }]));
-        let shown = self.render(&[ChatMessage::new(Role::User, "Hello")], &options);
-        shown.is_ok_and(|rendered| rendered.text().contains(NAME))
+        self.render(messages, &options).ok().map(|rendered| rendered.text())
     }
 
     /// Whether the template that renders requests without tools reads a variable of this name.

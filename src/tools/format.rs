@@ -57,6 +57,9 @@ impl ToolFormat {
             Some(Self::Hermes)
         } else if has("<|start_header_id|>") && has("\"parameters\": ") {
             Some(Self::Llama3)
+        } else if has("<tool>") && has("<extra_id_1>") {
+            // The template of Nemotron-Mini shows tools and leaves the format of calls to the training.
+            Some(Self::Nemotron)
         } else {
             None
         }

@@ -46,6 +46,8 @@ impl Tool {
 pub struct ToolSupport {
     /// The format of calls in answers; `None` if the template's format is not known.
     pub format: Option<ToolFormat>,
-    /// Whether the chat template shows tools and calls to the model. If not, [`describe_tools`] does.
+    /// Whether the chat template shows tools to the model. If not, [`describe_tools`] does.
     pub in_template: bool,
+    /// Whether a chat template that shows tools also shows earlier calls. If not, they become text.
+    pub calls_in_template: bool,
 }

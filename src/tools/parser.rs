@@ -61,11 +61,19 @@ struct OpenCall {
     index: Option<usize>,
     /// Whether the call is an element of an array.
     in_array: bool,
+    /// Whether another element of the array was a call.
+    after_call: bool,
 }
 
 impl OpenCall {
-    fn new(raw: String, in_array: bool) -> Self {
-        Self { scanner: CallScanner::new(), raw, index: None, in_array }
+    /// A call after its marker, which is in `raw`.
+    fn new(raw: String) -> Self {
+        Self { scanner: CallScanner::new(), raw, index: None, in_array: false, after_call: false }
+    }
+
+    /// The next element of an array, after a call.
+    fn next_in_array() -> Self {
+        Self { in_array: true, after_call: true, ..Self::new(String::new()) }
     }
 }
 
@@ -92,7 +100,7 @@ impl ToolCallParser {
     pub fn finish(&mut self, text: &mut String) {
         match &self.state {
             // A separator is no text.
-            State::Call(open) if open.in_array && open.raw.trim_matches([',', ' ', '\n']).is_empty() => {}
+            State::Call(open) if open.after_call && open.raw.trim_matches([',', ' ', '\n']).is_empty() => {}
             State::Call(open) if open.index.is_none() => text.push_str(&open.raw),
             State::Call(_) | State::Between => {}
             State::Text if self.after_marker && self.held.trim().is_empty() => {}
@@ -126,7 +134,7 @@ impl ToolCallParser {
             if rest == begin {
                 let raw = std::mem::take(&mut self.held);
                 (self.end_expected, self.after_marker) = (true, false);
-                self.state = State::Call(Box::new(OpenCall::new(raw, false)));
+                self.state = State::Call(Box::new(OpenCall::new(raw)));
                 return;
             }
             if self.end_expected && rest == end {
@@ -150,14 +158,13 @@ impl ToolCallParser {
         const TAG: &str = "<|python_tag|>";
         self.held.push(c);
         let rest = self.held.trim_start();
-        if rest == "{" {
+        let after_tag = rest.strip_prefix(TAG).map(str::trim_start);
+        if rest == "{" || after_tag == Some("{") {
             let raw = std::mem::take(&mut self.held);
-            let mut open = OpenCall::new(raw, false);
+            let mut open = OpenCall::new(raw);
             open.scanner.push('{');
             self.state = State::Call(Box::new(open));
-        } else if rest == TAG {
-            self.held.clear();
-        } else if !TAG.starts_with(rest) {
+        } else if !TAG.starts_with(rest) && after_tag != Some("") {
             text.push_str(&std::mem::take(&mut self.held));
             self.state = State::TextToEnd;
         }
@@ -167,7 +174,7 @@ impl ToolCallParser {
     fn between(&mut self, c: char, text: &mut String) {
         self.held.push(c);
         if c == '{' {
-            let mut open = OpenCall::new(std::mem::take(&mut self.held), false);
+            let mut open = OpenCall::new(std::mem::take(&mut self.held));
             open.scanner.push('{');
             self.state = State::Call(Box::new(open));
         } else if !(c == ';' || c.is_whitespace()) {
@@ -189,10 +196,12 @@ impl ToolCallParser {
                     return;
                 }
                 ',' if open.in_array => return,
-                ']' if open.in_array => {
+                ']' if open.after_call => {
                     self.state = State::Text;
                     return;
                 }
+                // An array without a call.
+                ']' if open.in_array => return self.no_call(text, calls),
                 _ => {}
             }
         }
@@ -235,7 +244,7 @@ impl ToolCallParser {
         let State::Call(open) = &self.state else { return };
         self.state = match (self.format, open.in_array) {
             (ToolFormat::Llama3, _) => State::Between,
-            (_, true) => State::Call(Box::new(OpenCall::new(String::new(), true))),
+            (_, true) => State::Call(Box::new(OpenCall::next_in_array())),
             (_, false) => State::Text,
         };
     }

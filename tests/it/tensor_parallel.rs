@@ -1,6 +1,8 @@
 //! One, two, four and eight ranks compute the same, and a rank that fails or stalls in a step is named in
 //! time.
 
+mod grammars;
+
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;

@@ -22,7 +22,11 @@ fn limits() -> Limits {
         model_paths: vec!["/models/a".to_owned(), "a".to_owned()],
         vocab_size: 100,
         eos_ids: vec![99],
-        tools: Some(ToolSupport { format: Some(ToolFormat::Hermes), in_template: true }),
+        tools: Some(ToolSupport {
+            format: Some(ToolFormat::Hermes),
+            in_template: true,
+            calls_in_template: true,
+        }),
         defaults,
         template_fields: Vec::new(),
         scoring: None,

@@ -220,31 +220,24 @@ pub(super) fn earlier_call(path: &str, id: Option<String>, called: CalledWire) -
     Ok(call)
 }
 
-/// The messages for a template that shows no tools: tools, calls and results become text. Messages without
-/// tools and calls are left as they are.
+/// The messages with all as text that the template does not show: calls, or tools, calls and results.
+/// Messages without tools and calls are left as they are.
 pub(super) fn as_text(messages: Vec<ChatMessage>, support: ToolSupport, tools: &[Value]) -> Vec<ChatMessage> {
-    let (Some(format), false) = (support.format, support.in_template) else { return messages };
+    let Some(format) = support.format else { return messages };
+    if support.in_template {
+        let adapted =
+            |message| if support.calls_in_template { message } else { calls_as_text(message, format) };
+        return messages.into_iter().map(adapted).collect();
+    }
     if tools.is_empty() && !messages.iter().any(|message| message.fields.contains_key("tool_calls")) {
         return messages;
     }
     let mut adapted: Vec<ChatMessage> = Vec::with_capacity(messages.len() + 1);
     let mut after_result = false;
-    for mut message in messages {
+    for message in messages {
         let text = joined(&message.content);
         match message.role {
-            Role::Assistant => {
-                if let Some(Value::Array(calls)) = message.fields.remove("tool_calls") {
-                    let calls = calls.iter().map(|call| {
-                        let function = &call["function"];
-                        let name = function["name"].as_str().unwrap_or_default();
-                        call_text(format, name, &function["arguments"].to_string())
-                    });
-                    let parts: Vec<String> =
-                        Some(text).filter(|text| !text.is_empty()).into_iter().chain(calls).collect();
-                    message.content = Content::Text(parts.join("\n"));
-                }
-                adapted.push(message);
-            }
+            Role::Assistant => adapted.push(calls_as_text(message, format)),
             Role::Tool | Role::User => {
                 let is_result = message.role == Role::Tool;
                 let text = if is_result { result_text(&text) } else { text };
@@ -271,6 +264,21 @@ pub(super) fn as_text(messages: Vec<ChatMessage>, support: ToolSupport, tools: &
         }
     }
     adapted
+}
+
+/// The message with its calls as the model writes them.
+fn calls_as_text(mut message: ChatMessage, format: ToolFormat) -> ChatMessage {
+    if let Some(Value::Array(calls)) = message.fields.remove("tool_calls") {
+        let text = Some(joined(&message.content)).filter(|text| !text.is_empty());
+        let calls = calls.iter().map(|call| {
+            let function = &call["function"];
+            let name = function["name"].as_str().unwrap_or_default();
+            call_text(format, name, &function["arguments"].to_string())
+        });
+        let parts: Vec<String> = text.into_iter().chain(calls).collect();
+        message.content = Content::Text(parts.join("\n"));
+    }
+    message
 }
 
 fn joined(content: &Content) -> String {

@@ -310,7 +310,7 @@ async fn the_directorys_limit_counts_files_and_the_room_for_results() {
     let reply = upload(&server, &vec![b'x'; 40_000]).await;
     assert_eq!(reply.error(), (413, Some("insufficient_storage".into()), None));
     assert!(reply.text().contains("40000 bytes"), "{}", reply.text());
-    let lines: Vec<Value> = (0..8).map(|i| line(&i.to_string(), "one", json!({}))).collect();
+    let lines: Vec<Value> = (0..9).map(|i| line(&i.to_string(), "one", json!({}))).collect();
     let file = uploaded(&server, &jsonl(&lines)).await;
     let reply = server.post("/v1/batches", creation(&file)).await;
     assert_eq!(reply.error(), (413, Some("insufficient_storage".into()), None));

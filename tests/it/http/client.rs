@@ -32,13 +32,13 @@ impl Reply {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.text()))
     }
 
-    /// Data of each server-sent event.
+    /// Data of each server-sent event; comments, which a slow stream has, are left out.
     pub fn events(&self) -> Vec<String> {
         let text = self.text();
         assert!(text.is_empty() || text.ends_with("\n\n"), "events end with an empty line: {text:?}");
         let data =
             |event: &str| event.strip_prefix("data: ").expect("an event is one line of data").to_owned();
-        text.split_terminator("\n\n").map(data).collect()
+        text.split_terminator("\n\n").filter(|event| !event.starts_with(':')).map(data).collect()
     }
 
     /// Name and JSON of each server-sent event; comments are left out.

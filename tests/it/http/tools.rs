@@ -212,3 +212,31 @@ async fn the_operator_names_a_format_for_templates_whose_own_is_unknown() {
     let server = setup.launch();
     assert_eq!(ask(&server, "x", json!({})).await.status, 200);
 }
+
+#[tokio::test]
+async fn the_operators_format_has_precedence_over_that_of_the_template() {
+    // The template shows calls as Hermes does, and the user's messages.
+    let template = "{% if tools %}{% set shown = tools | tojson ~ '<tool_call></tool_call>' %}{% endif %}\
+                    {% if messages[0].content == 'Hello' %}{{ shown }}{% endif %}\
+                    {% for m in messages %}{{ m.content }}{% endfor %}<|eos|>";
+    let llama = r#"{"name": "weather", "parameters": {"city": "Paris"}}"#;
+    let hermes = call("weather", PARIS);
+    let found = vec![("weather".to_owned(), PARIS.to_owned())];
+    let called = (Value::Null, found, "tool_calls".to_owned());
+    let text = |text: &str| (json!(text), Vec::new(), "stop".to_owned());
+    for (format, expected) in
+        [(None, [called.clone(), text(llama)]), (Some(ToolFormat::Llama3), [text(&hermes), called])]
+    {
+        let mut setup = Setup { template, ..Setup::new() };
+        setup.settings.tool_format = format;
+        let server = setup.launch();
+        for (script, expected) in [&*hermes, llama].into_iter().zip(expected) {
+            assert_eq!(answer(&ask(&server, script, json!({})).await), expected, "{format:?}: {script}");
+        }
+        let required = ask(&server, "x", json!({ "tool_choice": "required", "logprobs": true })).await;
+        let tokens = required.json()["choices"][0]["logprobs"]["content"].as_array().unwrap().clone();
+        let raw: String = tokens.iter().map(|token| token["token"].as_str().unwrap()).collect();
+        let begin = if format.is_none() { "<tool_call>{\"name\":" } else { "{\"name\":" };
+        assert!(raw.replace(char::is_whitespace, "").starts_with(begin), "{format:?}: {raw:?}");
+    }
+}

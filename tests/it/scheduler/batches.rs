@@ -1,10 +1,15 @@
 //! Requests of batches run behind live ones.
 
+use std::time::Instant;
+
+use octant::engine::admission::{QueueSnapshot, UniformQueue};
+use octant::engine::{EngineCore, EngineOptions, Forecast, QueueState, RequestId, Submission, SubmitOptions};
 use octant::request::{Reject, Request};
 use octant::scheduler::{Policy, SchedulerConfig};
+use tokio::sync::mpsc::unbounded_channel;
 
 use super::{Bench, prompt};
-use crate::fake::{alone, config, request};
+use crate::fake::{FakeExecutor, alone, config, request};
 
 fn of_batch(request: Request) -> Request {
     Request { batch: true, ..request }
@@ -154,4 +159,69 @@ fn a_batch_alone_can_use_every_block() {
     bench.run(2);
     assert_eq!(bench.tokens(id).len(), 156);
     assert_eq!(bench.tokens(other).len(), 156);
+}
+
+/// An engine whose live requests are the same with and without batches.
+struct Core {
+    core: EngineCore,
+    executor: FakeExecutor,
+    next_id: u64,
+}
+
+impl Core {
+    fn new(config: &SchedulerConfig) -> Self {
+        let core = EngineCore::new(config.clone(), EngineOptions::new(1));
+        Self { core, executor: FakeExecutor::new(config), next_id: 0 }
+    }
+
+    fn submit(&mut self, request: Request) {
+        let id = RequestId(self.next_id);
+        self.next_id += 1;
+        let group = vec![Submission { id, request, updates: unbounded_channel().0 }];
+        self.core.submit(group, &SubmitOptions::default(), Instant::now()).expect("there is room");
+    }
+
+    fn step(&mut self) {
+        self.core.step(&mut self.executor).expect("the executor does not fail");
+    }
+
+    /// All that a prediction of a wait reads but the time of steps.
+    fn seen_by(&self, request: &Request) -> (QueueState, Option<UniformQueue>, QueueState, f64) {
+        let snapshot = QueueSnapshot::new(self.core.scheduler(), 1, &Forecast::default());
+        (
+            self.core.queue_state(request),
+            snapshot.uniform,
+            snapshot.shortest,
+            self.core.forecast().answer_tokens(),
+        )
+    }
+}
+
+#[test]
+fn forecasts_do_not_see_batches_that_wait_or_run() {
+    // Live requests have room beside each other in one case, and wait for slots in the other.
+    for (seqs, blocks) in [(8, 64), (2, 8)] {
+        let config = SchedulerConfig { num_blocks: blocks, max_num_batched_tokens: 64, ..slots(seqs) };
+        let (mut without, mut with) = (Core::new(&config), Core::new(&config));
+        (0..20).for_each(|i| with.submit(of_batch(request(prompt(i, 30), 25))));
+        let (mut batches_ran, mut live_waited) = (false, false);
+        for round in 0..60 {
+            if round % 4 == 0 && round < 40 {
+                let asked = request(prompt(round, 20), 6 + round % 9);
+                without.submit(asked.clone());
+                with.submit(asked);
+            }
+            let probe = request(prompt(3, 40), 5);
+            assert_eq!(with.seen_by(&probe), without.seen_by(&probe), "round {round}, {seqs} slots");
+            let counts = with.core.scheduler().counts();
+            // Two slots are both taken by live requests.
+            batches_ran |= counts.batch_running > 0 && (counts.running > 0 || seqs == 2);
+            live_waited |= counts.waiting > 0;
+            without.step();
+            with.step();
+        }
+        let usual = Forecast::default().answer_tokens();
+        assert!(without.core.is_idle() && without.core.forecast().answer_tokens() < usual);
+        assert!(batches_ran && (live_waited || seqs == 8), "{seqs}: {batches_ran} {live_waited}");
+    }
 }

@@ -122,6 +122,36 @@ async fn a_recording_of_a_simulated_server_is_replayed_with_other_settings() {
     assert!(refused.status.code() == Some(1) && text.contains("at byte"), "{text}");
 }
 
+/// The template of the model shows no tools, so calls have the form of Hermes unless the operator names one.
+#[tokio::test]
+async fn calls_have_the_form_that_the_operator_names() {
+    let dir = model();
+    for (parser, begin) in [(None, "<tool_call>"), (Some("llama3"), "{")] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
+        command.args(["serve", "--model", &dir.path().to_string_lossy(), "--served-model-name", "m"]);
+        command.args(["--port", "0", "--device", "simulate", "--simulate-config", INSTRUCT]);
+        command.args(parser.into_iter().flat_map(|parser| ["--tool-call-parser", parser]));
+        let mut server = command.env_clear().stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+        let ready = lines.find_map(|line| line.split_once("http://").map(|(_, at)| at.to_owned())).unwrap();
+        let parameters = json!({ "type": "object", "properties": { "city": { "enum": ["Paris", "Rome"] } },
+            "required": ["city"], "additionalProperties": false });
+        let tool = json!({ "type": "function", "function": { "name": "weather", "parameters": parameters } });
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }], "tools": [tool],
+            "tool_choice": "required", "parallel_tool_calls": false, "logprobs": true });
+        let reply = client::post(ready.parse().unwrap(), "/v1/chat/completions", &body).await;
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let choice = reply.json()["choices"][0].clone();
+        let tokens = choice["logprobs"]["content"].as_array().unwrap().iter();
+        let raw: String = tokens.map(|token| token["token"].as_str().unwrap()).collect();
+        assert!(raw.starts_with(begin), "{parser:?}: {raw}");
+        assert_eq!(choice["message"]["tool_calls"][0]["function"]["name"], "weather", "{choice}");
+        assert_eq!(choice["finish_reason"], "tool_calls");
+    }
+}
+
 #[test]
 fn random_requests_are_simulated_and_reported() {
     let args =

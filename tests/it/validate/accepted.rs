@@ -418,7 +418,11 @@ fn earlier_calls_reach_the_template_as_objects() {
 #[test]
 fn a_template_without_tools_gets_them_as_text() {
     let mut limits = super::limits();
-    limits.tools = Some(ToolSupport { format: Some(ToolFormat::Nemotron), in_template: false });
+    limits.tools = Some(ToolSupport {
+        format: Some(ToolFormat::Nemotron),
+        in_template: false,
+        calls_in_template: false,
+    });
     let tool = json!({ "type": "function", "function": { "name": "f" } });
     let call =
         json!({ "id": "c", "type": "function", "function": { "name": "f", "arguments": "{\"a\":1}" } });

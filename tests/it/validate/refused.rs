@@ -454,7 +454,7 @@ fn the_choice_among_tools() {
         expect(chat(&a_chat(&more)), &more, code, param);
     }
     let mut limits = super::limits();
-    limits.tools = Some(ToolSupport { format: None, in_template: true });
+    limits.tools = Some(ToolSupport { format: None, in_template: true, calls_in_template: true });
     let more = json!({ "tools": [f] });
     expect(super::chat_within(&a_chat(&more), &limits), &more, None, "tools");
     super::chat_within(&a_chat(&json!({ "tools": [f], "tool_choice": "none" })), &limits).unwrap();
