@@ -6,7 +6,7 @@ use octant::engine::SubmitOptions;
 use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, Vocabulary};
 use octant::request::{Finish, Request, SamplingParams};
 
-use super::determinism::block_on;
+use super::determinism::{answer, block_on};
 use super::model::{engine, fixture, request};
 
 /// Token ids of the model.
@@ -46,6 +46,44 @@ fn run(regex: &str, change: impl FnOnce(&mut Request, &mut SamplingParams)) -> (
             }
         }
     })
+}
+
+/// A grammar whose first step after "ab" takes more work than is allowed: each of many characters has the same
+/// many ways to go on. Tokens are single characters.
+fn too_complex() -> Arc<Grammar> {
+    let mut tokens: Vec<Vec<u8>> = (0..VOCAB).map(|id| vec![(id % 128) as u8]).collect();
+    tokens[END as usize] = b"<end>".to_vec();
+    let special = (0..VOCAB).map(|id| id == END as usize).collect();
+    let compiler = GrammarCompiler::new(Vocabulary { tokens, special, eos: vec![END] }).unwrap();
+    let names: Vec<String> = (0..700).map(|i| format!("r{i}")).collect();
+    let rules: String = (0..700).map(|i| format!("r{i}: ANY \"end {i}\"\n")).collect();
+    let lark = format!("start: \"ab\" ({})\nANY: /[\\x01-\\x7f]/\n{rules}", names.join(" | "));
+    compiler.compile(&GrammarSource::Lark(lark)).unwrap()
+}
+
+/// Its tokens and the bits of its log-probabilities are those that it has alone.
+#[test]
+fn a_request_beside_a_grammar_that_takes_too_much_work_keeps_its_bits() {
+    let innocent = || request(&[9, 8, 7, 6], 12, 1.0, 4);
+    let dir = fixture("nemotron");
+    let alone = block_on(answer(&engine(&dir, |_| {}, 2).0, innocent()));
+    let (handle, _thread) = engine(&dir, |_| {}, 2);
+    let guilty = || async {
+        let mut request = request(&[5, 6, 7], 12, 1.0, 3);
+        let sampling = SamplingParams::clone(&request.sampling);
+        request.sampling = Arc::new(SamplingParams { grammar: Some(too_complex()), ..sampling });
+        let permit = handle.enter(1).unwrap();
+        let mut stream = permit.submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
+        loop {
+            if let Some(finish) = stream.next().await.finish {
+                return finish;
+            }
+        }
+    };
+    let all = async { futures_util::future::join3(guilty(), answer(&handle, innocent()), guilty()).await };
+    let (first, beside, last) = block_on(all);
+    assert!(matches!(first, Finish::TooComplex(_)) && first == last, "{first:?}, {last:?}");
+    assert!(beside == alone);
 }
 
 fn complete(text: &str) -> (String, Finish) {
