@@ -10,13 +10,17 @@ use super::keywords;
 /// The most schemas that are compiled in the search for one fault.
 const MAX_TRIALS: usize = 150;
 /// The most bytes of all these schemas together.
-const MAX_TRIAL_BYTES: usize = 2 << 20;
+const MAX_TRIAL_BYTES: usize = 768 << 10;
+/// The most bytes of a schema whose parts are tried. Those of a larger one take long to compile.
+const MAX_BYTES: usize = 32 << 10;
 
 /// `llguidance` reports keywords that it does not support with this text and a JSON array of their names.
 const UNIMPLEMENTED: &str = "Unimplemented keys: ";
 
 /// Texts of `llguidance` that mean certain keywords, and the texts for clients.
-const TEXTS: [(&str, &[&str], Option<&str>); 5] = [
+const TEXTS: [(&str, &[&str], Option<&str>); 7] = [
+    ("Invalid type", &["type"], None),
+    ("regex parse error", &["pattern", "patternProperties"], None),
     ("Unknown format", &["format"], None),
     (
         "oneOf constraints are not supported",
@@ -31,12 +35,14 @@ const TEXTS: [(&str, &[&str], Option<&str>); 5] = [
 /// What cannot be compiled in a schema, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// JSON pointer of the schema that has the keywords.
+    /// JSON pointer of the schema that has the keywords, or of one around it if the search ended early.
     pub(super) pointer: String,
     /// The keywords, or none if they were not found.
     pub(super) keywords: Vec<String>,
     /// What is wrong with them.
     pub(super) text: String,
+    /// Whether the search ended early.
+    pub(super) is_around: bool,
     /// Whether no answer can be valid.
     pub(super) allows_nothing: bool,
     /// Whether the keywords cannot be enforced in any schema.
@@ -47,31 +53,33 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pointer, keywords, text, .. } = self;
         let (keywords, colon) = (keywords.join(", "), if keywords.is_empty() { "" } else { ": " });
-        write!(f, "{keywords}{colon}{text} (at #{pointer})")
+        let place = if self.is_around { "within" } else { "at" };
+        write!(f, "{keywords}{colon}{text} ({place} #{pointer})")
     }
 }
 
 impl Fault {
     /// Finds the fault that makes `compile` return `error` for the schema.
     pub(super) fn find(schema: &Value, error: String, compile: &dyn Fn(&Value) -> Option<String>) -> Self {
-        let size = schema.to_string().len().max(1);
-        let trials = MAX_TRIALS.min(MAX_TRIAL_BYTES / size);
-        let mut search = Search { schema: schema.clone(), error, compile, trials };
-        let mut pointer = String::new();
-        while let Some(inner) = search.faulty_part(&pointer) {
-            pointer = inner;
-        }
-        let mut keywords = named_keywords(&search.error);
-        let has_any = |map: &Map<String, Value>| keywords.iter().any(|keyword| map.contains_key(keyword));
-        // The search may have ended early.
-        match first(&search.schema, &pointer, &has_any) {
-            Some(inner) => pointer = inner,
-            None => keywords = search.keywords(&pointer),
+        let names = named_keywords(&error);
+        let candidates = candidates(schema, &names, &error);
+        let (mut pointer, mut keywords) = (String::new(), names);
+        if let [only] = candidates.as_slice() {
+            pointer.clone_from(only);
+        } else {
+            let mut search = Search::new(schema, error.clone(), compile);
+            while let Some(inner) = search.faulty_part(&pointer) {
+                pointer = inner;
+            }
+            // The search may have ended early.
+            match candidates.into_iter().find(|inner| is_within(inner, &pointer)) {
+                Some(candidate) => pointer = candidate,
+                None => keywords = search.keywords(&pointer),
+            }
         }
         if let Some(map) = schema.pointer(&pointer).and_then(Value::as_object) {
             keywords.retain(|keyword| map.contains_key(keyword));
         }
-        let error = search.error;
         let is_everywhere = error.starts_with(UNIMPLEMENTED);
         let known = TEXTS.iter().find(|(begin, ..)| error.starts_with(begin)).and_then(|(.., text)| *text);
         let reason = error.strip_prefix("Unsatisfiable schema: ");
@@ -82,7 +90,8 @@ impl Fault {
             _ => error.clone(),
         };
         let allows_nothing = reason.is_some();
-        Self { pointer, keywords, text, allows_nothing, is_everywhere }
+        let is_around = keywords.is_empty();
+        Self { pointer, keywords, text, is_around, allows_nothing, is_everywhere }
     }
 }
 
@@ -97,7 +106,13 @@ struct Search<'a> {
     trials: usize,
 }
 
-impl Search<'_> {
+impl<'a> Search<'a> {
+    fn new(schema: &Value, error: String, compile: &'a dyn Fn(&Value) -> Option<String>) -> Self {
+        let size = schema.to_string().len().max(1);
+        let trials = if size > MAX_BYTES { 0 } else { MAX_TRIALS.min(MAX_TRIAL_BYTES / size) };
+        Self { schema: schema.clone(), error, compile, trials }
+    }
+
     /// Whether the schema still has the fault. `None` if no more schemas may be compiled.
     fn has_fault(&mut self) -> Option<bool> {
         self.trials = self.trials.checked_sub(1)?;
@@ -198,14 +213,25 @@ fn named_keywords(error: &str) -> Vec<String> {
     known.map_or_else(Vec::new, |(_, names, _)| names.iter().map(|name| (*name).to_owned()).collect())
 }
 
-/// The pointer of the first schema at or below `pointer` that `is_meant`.
-fn first(schema: &Value, pointer: &str, is_meant: &dyn Fn(&Map<String, Value>) -> bool) -> Option<String> {
-    let mut inner = schema.pointer(pointer)?.clone();
-    let mut found = None;
-    keywords::for_each_schema(&mut inner, &mut |below, map| {
-        if found.is_none() && is_meant(map) {
-            found = Some(format!("{pointer}{below}"));
+/// The pointers of the schemas with the keywords that an error names.
+fn candidates(schema: &Value, names: &[String], error: &str) -> Vec<String> {
+    let is_meant = |map: &Map<String, Value>, name: &String| match (name.as_str(), map.get(name)) {
+        ("type" | "format" | "pattern" | "$ref", Some(Value::String(text))) => error.contains(text.as_str()),
+        (_, value) => value.is_some(),
+    };
+    let mut found = Vec::new();
+    keywords::for_each_schema(&mut schema.clone(), &mut |pointer, map| {
+        let mut meant = names.iter().map(|name| is_meant(map, name));
+        // All keywords of a schema that are not supported are reported at once.
+        let all = error.starts_with(UNIMPLEMENTED) && !names.is_empty();
+        if if all { meant.all(|meant| meant) } else { meant.any(|meant| meant) } {
+            found.push(pointer.to_owned());
         }
     });
     found
+}
+
+/// Whether a JSON pointer is that of a part of the schema at `outer`, or of this schema.
+fn is_within(pointer: &str, outer: &str) -> bool {
+    pointer.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }

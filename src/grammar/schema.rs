@@ -1,8 +1,9 @@
 //! JSON schemas of clients as they are compiled: with a limit on whitespace, stricter where answers would not
 //! be valid, and without the keywords that cannot be enforced if they may be ignored.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 
+use llguidance::panic_utils::catch_unwind;
 use llguidance::{GrammarBuilder, JsonCompileOptions};
 use serde_json::{Map, Value, json};
 
@@ -89,12 +90,12 @@ pub(super) fn fault(schema: &Value) -> Option<Fault> {
 fn error(schema: &Value) -> Option<String> {
     let compile = || {
         let builder = GrammarBuilder::new(None, limits::of_parser());
-        let compiled =
-            JsonCompileOptions::default().json_to_llg_with_overrides(builder, prepared(schema.clone()));
-        // Outer errors say where the innermost one came from.
-        compiled.err().map(|error| one_line(&error.root_cause().to_string()))
+        JsonCompileOptions::default().json_to_llg_with_overrides(builder, prepared(schema.clone()))
     };
-    catch_unwind(AssertUnwindSafe(compile)).unwrap_or_else(|_panic| Some("cannot be compiled".to_owned()))
+    let error = catch_unwind(AssertUnwindSafe(compile)).err()?;
+    // Outer errors say where the innermost one came from.
+    let text = error.root_cause().to_string();
+    Some(if text.starts_with("panic: ") { "cannot be compiled".to_owned() } else { one_line(&text) })
 }
 
 /// A text on one line, cut to a readable length.
@@ -109,7 +110,8 @@ pub(super) fn repeats_names(schema: &Value) -> Option<Fault> {
     let text = "not supported where names may repeat: it demands more than one property beyond those that \
                 are required";
     let keywords = vec!["minProperties".to_owned()];
-    Some(Fault { pointer, keywords, text: text.to_owned(), allows_nothing: false, is_everywhere: false })
+    let text = text.to_owned();
+    Some(Fault { pointer, keywords, text, is_around: false, allows_nothing: false, is_everywhere: false })
 }
 
 /// Leaves keywords that cannot be enforced out of the lenient parts of a rule's schema. Returns their paths.

@@ -115,13 +115,13 @@ async fn an_answer_whose_grammar_takes_too_much_work_ends_in_an_error_of_the_req
     let field = |stream: bool| json!({ "structured_outputs": { "grammar": grammar }, "stream": stream });
     let (beside, whole, streamed) = tokio::join!(
         super::limits::stream_choices(&server),
-        server.chat("abcdef", field(false)),
-        server.chat("abcdef", field(true)),
+        server.chat(&"a".repeat(30), field(false)),
+        server.chat(&"a".repeat(30), field(true)),
     );
     assert_eq!(beside, alone);
     let path = Some("structured_outputs.grammar".to_owned());
     assert_eq!(whole.error(), (400, Some("invalid_value".to_owned()), path));
-    let text = "the grammar became too complex within the answer: parser error: Too many items";
+    let text = "the grammar became too complex within the answer: Parser Error: Current row has";
     assert!(whole.text().contains(text), "{}", whole.text());
     assert_eq!(streamed.status, 200);
     assert!(
@@ -131,7 +131,8 @@ async fn an_answer_whose_grammar_takes_too_much_work_ends_in_an_error_of_the_req
     );
     server.until_empty().await;
     let metrics = server.get("/metrics").await.text().to_owned();
-    let failed: Vec<&str> = metrics.lines().filter(|line| line.contains("finish_reason=\"error\"")).collect();
+    let failed: Vec<&str> =
+        metrics.lines().filter(|line| line.contains("finished_reason=\"error\"")).collect();
     assert!(!failed.is_empty() && failed.iter().all(|line| line.ends_with(" 0")), "{failed:?}");
 }
 
