@@ -113,10 +113,11 @@ async fn an_answer_whose_grammar_takes_too_much_work_ends_in_an_error_of_the_req
     let alone = super::limits::stream_choices(&server).await;
     let grammar = crate::grammar::too_complex();
     let field = |stream: bool| json!({ "structured_outputs": { "grammar": grammar }, "stream": stream });
+    let letters = "a".repeat(30);
     let (beside, whole, streamed) = tokio::join!(
         super::limits::stream_choices(&server),
-        server.chat(&"a".repeat(30), field(false)),
-        server.chat(&"a".repeat(30), field(true)),
+        server.chat(&letters, field(false)),
+        server.chat(&letters, field(true)),
     );
     assert_eq!(beside, alone);
     let path = Some("structured_outputs.grammar".to_owned());
