@@ -32,14 +32,14 @@ const TEXTS: [(&str, &[&str], Option<&str>); 7] = [
     ("Only absolute $ref", &["$ref"], Some("not supported except to a place within the schema (#/...)")),
 ];
 
-/// What cannot be compiled in a schema, and where it is.
+/// Keywords that cannot be compiled, and where they stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     /// JSON pointer of the schema that has the keywords, or of one around it if the search ended early.
     pub(super) pointer: String,
     /// The keywords, or none if they were not found.
     pub(super) keywords: Vec<String>,
-    /// What is wrong with them.
+    /// The reason.
     pub(super) text: String,
     /// Whether the search ended early.
     pub(super) is_around: bool,
@@ -84,7 +84,10 @@ impl Fault {
         let known = TEXTS.iter().find(|(begin, ..)| error.starts_with(begin)).and_then(|(.., text)| *text);
         let reason = error.strip_prefix("Unsatisfiable schema: ");
         let text = match (known, reason) {
-            (Some(text), _) => text.to_owned(),
+            (Some(text), _) => {
+                let got = error.split_once("; ref ").map(|(_, got)| format!(", got {got}"));
+                format!("{text}{}", got.unwrap_or_default())
+            }
             (_, Some(reason)) => format!("no text is valid: {reason}"),
             _ if error.starts_with(UNIMPLEMENTED) => "not supported in a JSON schema".to_owned(),
             _ => error.clone(),

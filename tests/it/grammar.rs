@@ -1,5 +1,7 @@
 //! Grammars: what they compile from, which tokens they allow, and how an answer ends.
 
+mod faults;
+
 use std::sync::Arc;
 
 use octant::grammar::{
@@ -256,133 +258,6 @@ fn a_matcher_that_starts_again_goes_on_where_it_was() {
         assert_eq!(again.mask(index).unwrap(), mask, "after {index} tokens");
         assert!(allowed(&mask).contains(token), "after {index} tokens");
         assert_eq!(whole.advance(index, *token), GrammarProgress::Open);
-    }
-}
-
-/// A schema for each kind of fault, and the error that names the keyword and its place.
-fn faults() -> Vec<(Value, &'static str)> {
-    let at_a = |schema: Value| {
-        json!({ "type": "object", "properties": {
-        "other": { "type": "string" }, "a": schema, "last": { "format": "date" } }, "required": ["a"] })
-    };
-    let below = |definition: Value| {
-        json!({ "$defs": { "unused": { "format": "date" }, "x": definition },
-        "type": "array", "items": { "$ref": "#/$defs/x" }, "minItems": 1 })
-    };
-    vec![
-        (at_a(json!({ "not": {} })), "not: not supported in a JSON schema (at #/properties/a)"),
-        (
-            json!({ "$defs": { "unused": { "not": {} } }, "properties": { "b": { "items": { "not": {} } } } }),
-            "not: not supported in a JSON schema (at #/properties/b/items)",
-        ),
-        (at_a(json!({ "format": "iri" })), "format: Unknown format: iri (at #/properties/a)"),
-        (below(json!({ "format": "iri" })), "format: Unknown format: iri (at #/$defs/x)"),
-        (at_a(json!({ "type": "strange" })), "type: Invalid type: strange (at #/properties/a)"),
-        (at_a(json!({ "type": 3 })), "type: type must be a string or array of strings (at #/properties/a)"),
-        (
-            at_a(json!({ "$ref": "https://example.com/schema" })),
-            "$ref: not supported except to a place within the schema (#/...) (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "$ref": "#/$defs/missing" })),
-            "$ref: Reference segment '$defs' not found in '#/$defs/missing'. (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "oneOf": [{ "type": "string" }, { "type": "string", "maxLength": 2 }] })),
-            "oneOf: not supported where more than one alternative may be valid; anyOf is supported \
-             (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "properties": { "b": {}, "c": {} }, "type": "object", "minProperties": 1 })),
-            "minProperties: min/maxProperties only supported when all keys listed in \"properties\" are \
-             required (at #/properties/a)",
-        ),
-        (
-            below(json!({ "properties": { "b": {} }, "type": "object", "maxProperties": 0 })),
-            "maxProperties: min/maxProperties only supported when all keys listed in \"properties\" are \
-             required (at #/$defs/x)",
-        ),
-        (
-            at_a(json!({ "type": "integer", "minimum": 5, "maximum": 1 })),
-            "minimum, maximum: no text is valid: minimum (5) is greater than maximum (1) (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "type": "string", "minLength": 3, "maxLength": 1 })),
-            "minLength, maxLength: no text is valid: minLength (3) is greater than maxLength (1) \
-             (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "type": "array", "minItems": 3, "maxItems": 1 })),
-            "minItems, maxItems: no text is valid: minItems (3) is greater than maxItems (1) \
-             (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "type": "integer", "const": "x" })),
-            "type, const: no text is valid: incompatible types (at #/properties/a)",
-        ),
-        (
-            at_a(json!({ "allOf": [{ "type": "integer" }, { "type": "string" }] })),
-            "type: no text is valid: incompatible types (at #/properties/a/allOf/1)",
-        ),
-        (
-            json!({ "properties": { "a": false }, "required": ["a"], "type": "object" }),
-            "properties, required, type: no text is valid: schema is false (at #)",
-        ),
-        (at_a(json!({ "enum": 3 })), "enum: enum must be an array (at #/properties/a)"),
-        (
-            at_a(json!({ "required": 3 })),
-            "required: Expected array for 'required', got 3 (at #/properties/a)",
-        ),
-        (
-            json!({ "properties": { "b": { "maxLength": -1 } } }),
-            "maxLength: Expected positive integer for 'maxLength', got -1 (at #/properties/b)",
-        ),
-        (
-            json!({ "properties": { "b": { "minimum": "é".repeat(100) } } }),
-            "minimum: cannot be compiled (at #/properties/b)",
-        ),
-        (json!({ "properties": { "b": 5 } }), "properties: schema must be an object or boolean (at #)"),
-    ]
-}
-
-#[test]
-fn what_cannot_be_compiled_is_named() {
-    let compiler = bytes();
-    for (fault, text) in faults() {
-        let error = compiler.compile(&schema(fault.clone())).expect_err(&fault.to_string()).to_string();
-        assert_eq!(error, text, "{fault}");
-    }
-    let cases = [
-        (schema(json!({ "not": { "type": "string" } })), "not: not supported in a JSON schema (at #)"),
-        (schema(json!({ "properties": { "a/b": { "uniqueItems": true } } })), "(at #/properties/a~1b)"),
-        (schema(json!({ "anyOf": [{}, { "items": { "if": {}, "then": {} } }] })), "(at #/anyOf/1/items)"),
-        (schema(json!({ "items": [{ "contains": {} }] })), "contains"),
-        (schema(json!({ "type": "object", "minProperties": 2 })), "minProperties"),
-        (schema(json!({ "items": { "minProperties": 3, "required": ["a"] } })), "(at #/items)"),
-        (schema(json!({ "items": { "pattern": "a(" } })), "pattern: "),
-        (schema(json!({ "items": { "pattern": "a(" } })), "(at #/items)"),
-        (schema(json!({ "items": { "pattern": "(?=a)b" } })), "pattern: "),
-        (schema(json!({ "items": { "pattern": "(?=a)b" } })), "(at #/items)"),
-        (schema(json!({ "items": { "patternProperties": { "^a": {}, "b$": {} } } })), "patternProperties: "),
-        (schema(json!({ "items": { "pattern": "a".repeat(9000) } })), "(at #/items)"),
-        (schema(json!({ "items": { "multipleOf": 1e-30, "type": "number" } })), "multipleOf: "),
-        (schema(json!({ "type": "null", "x-guidance": 1 })), "x-guidance: not supported"),
-        (schema(json!({ "type": "null", "x-guidance": { "lenient": true } })), "x-guidance: not supported"),
-        (schema(json!({ "maximum": 18446744073709551615u64 })), "maximum"),
-        (schema(json!({ "type": "strange" })), "strange"),
-        (schema(json!({ "$ref": "https://example.com/schema" })), "example.com"),
-        (schema(json!(false)), "false"),
-        (schema(json!([1])), "[1]"),
-        (GrammarSource::JsonSchema("{".to_owned()), "EOF"),
-        (GrammarSource::Regex("a(".to_owned()), "a("),
-        (GrammarSource::Regex("(?=a)b".to_owned()), "look"),
-        (GrammarSource::Lark("start: missing".to_owned()), "missing"),
-        (GrammarSource::Lark("start = a".to_owned()), "="),
-    ];
-    for (source, part) in cases {
-        let error = compiler.compile(&source).expect_err(&format!("{source:?}")).to_string();
-        assert!(error.contains(part), "{source:?}: {error}");
-        assert!(!error.contains('\n') && error.chars().count() <= 400, "{source:?}: {error}");
     }
 }
 

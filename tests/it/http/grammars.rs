@@ -108,8 +108,7 @@ async fn a_constraint_that_cannot_be_compiled_is_a_400_that_names_the_field_and_
 /// The server is not at fault, so the client is not asked to try again; another stream goes on.
 #[tokio::test]
 async fn an_answer_whose_grammar_takes_too_much_work_ends_in_an_error_of_the_request() {
-    let executor = FakeExecutor::new(&config()).delay(Duration::from_millis(1));
-    let server = Setup::new().launch_with(executor);
+    let server = Setup::new().launch();
     let alone = super::limits::stream_choices(&server).await;
     let grammar = crate::grammar::too_complex();
     let field = |stream: bool| json!({ "structured_outputs": { "grammar": grammar }, "stream": stream });
