@@ -158,7 +158,7 @@ def report(named_schemas, draft, formats, shown):
     print(f"samples {ends.total()}, complete {complete}, other ends {others}")
     print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
     few = {name: count for name, count in counts.items() if count < SAMPLES}
-    print(f"complete answers to a schema: at least {min(counts.values())}; {len(few)} schemas have under {SAMPLES}")
+    print(f"least complete answers to a schema: {min(counts.values())}; under {SAMPLES}: {len(few)} schemas")
     for name, count in few.items():
         print(f"  {count:2} complete: {name}")
     print(f"valid answers with a repeated name in an object: {repeated}")

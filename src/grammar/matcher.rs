@@ -208,8 +208,8 @@ fn failed(text: &str) -> GrammarProgress {
     GrammarProgress::Failed(text.to_owned())
 }
 
-/// The progress after an error of the matcher. The error has no type of its own: its text tells limits on work
-/// from other faults.
+/// The progress after an error of the matcher. The error has no type of its own: its text tells limits on
+/// work from other faults.
 fn fault(error: &anyhow::Error) -> GrammarProgress {
     let text = short(error);
     let is_limit = ["lexer error: ", "parser error: ", "Parser Error: Current row has "]

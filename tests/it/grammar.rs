@@ -372,8 +372,8 @@ fn grammars_in_gbnf_allow_what_they_say() {
     }
 }
 
-/// A grammar of which only "a" can follow "a", with 300 ways to go on after each, until a step takes more work
-/// than is allowed.
+/// A grammar of the letter "a", with 300 ways to go on after each, until a step takes more work than is
+/// allowed.
 pub fn too_complex() -> String {
     let rules: String = (0..300).map(|i| format!("r{i}: r{} \"Z\"?\n", i + 1)).collect();
     format!("start: r0 \"Q\"\n{rules}r300: \"a\" r0 | \"a\"\n")
