@@ -27,7 +27,8 @@ fn faults() -> Vec<(Value, &'static str)> {
         (at_a(json!({ "type": 3 })), "type: type must be a string or array of strings (at #/properties/a)"),
         (
             at_a(json!({ "$ref": "https://example.com/x" })),
-            "$ref: not supported except to a place within the schema (#/...), got 'https://example.com/x' (at #/properties/a)",
+            "$ref: not supported except to a place within the schema (#/...), got 'https://example.com/x' \
+             (at #/properties/a)",
         ),
         (
             at_a(json!({ "$ref": "#/$defs/missing" })),
