@@ -6,16 +6,16 @@
 //! Decode starts at position 128 of each sequence and generates 64 tokens; the contents of the cache before
 //! that position are arbitrary. Each figure is the median over the repetitions.
 
-use std::path::PathBuf;
-use std::time::Duration;
-use std::time::Instant;
+mod cpu;
 
+use std::path::PathBuf;
+
+use cpu::{RunnerSettings, kv_dtype};
 use octant::bench::steps::{DecodeRun, Steps};
-use octant::comm::SingleDeviceGroup;
-use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{BLOCK_TOKENS, Device, KvDtype};
-use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom};
-use octant::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, RunnerOptions};
+use octant::device::cpu::Cpu;
+use octant::device::{BLOCK_TOKENS, Device};
+use octant::model::{ModelConfig, Precision, StepRoom};
+use octant::runner::{MemoryNeeds, MemoryPlan};
 use octant::statistics::Distribution;
 
 const PREFILL: usize = 512;
@@ -54,38 +54,26 @@ fn main() {
         println!("usage: cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]");
         return;
     }
-    let kv = if o.precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
     let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
     let needs = MemoryNeeds::new(
         &config,
         &Cpu::LAYOUT,
         o.precision,
-        kv,
+        kv_dtype(o.precision),
         &StepRoom { ranks: 1, rows: PREFILL, slots: 64, deterministic: true },
     );
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64)
         .expect("a plan without a memory limit");
-    let device = Cpu::new(CpuOptions { threads: o.threads, isa: None }).expect("a CPU device");
-    println!("{:?}, {} threads, {:?}, weights {} bytes", device.isa(), o.threads, o.precision, needs.weights);
-    let start = Instant::now();
-    let model = Model::load(&o.dir, &config, Shard::WHOLE, o.precision, &device, &mut |_| {})
-        .expect("a whole checkpoint");
-    println!("loaded in {:.3} s", start.elapsed().as_secs_f64());
-    let vocab = config.vocab;
-    let cache = plan.cache(&config, kv);
-    let parts = RankParts {
-        device,
-        comm: SingleDeviceGroup::alone(),
-        processors: Vec::new(),
-        model,
-        cache,
+    println!("weights {} bytes", needs.weights);
+    let settings = RunnerSettings {
+        threads: o.threads,
+        precision: o.precision,
+        blocks: plan.blocks,
         max_num_seqs: 64,
         max_num_batched_tokens: PREFILL,
-        vocab,
     };
-    let runner =
-        Runner::start(vec![parts], RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 });
-    let mut steps = Steps::new(runner, vocab, plan.blocks);
+    let runner = cpu::start(&o.dir, &config, &settings);
+    let mut steps = Steps::new(runner, config.vocab, plan.blocks);
     steps.prefill(0, 1).expect("a step");
     let rate = |seconds: f64| PREFILL as f64 / seconds;
     let rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();

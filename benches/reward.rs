@@ -1,24 +1,26 @@
 //! Measures scores of a reward model on the CPU: how much faster the prefix cache makes several answers to
 //! one prompt, and how many pairs of answers keep their order in FP8.
 //!
-//!     cargo bench --bench reward -- DIR [--text FILE] [--threads N] [--reps N]
+//!     cargo bench --bench reward -- DIR [--text FILE] [--threads N] [--reps N] [--cache-only]
 //!
 //! DIR is a reward model, or any other model, which gets a random head of 32 values in place of its LM head.
 //! With `--text` the answers are passages of that file, by the model's tokenizer; without, random tokens
-//! after the same question.
+//! after the same question. With `--cache-only` no order is compared.
+//!
+//! The prefix cache is timed against an engine without one, in turn, after one untimed run of each. The
+//! figure is the median of at least three repetitions.
+
+mod cpu;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use octant::comm::SingleDeviceGroup;
-use octant::device::cpu::{Cpu, CpuOptions};
-use octant::device::{CacheSpec, KvDtype};
+use cpu::RunnerSettings;
 use octant::engine::{Engine, SchedulerConfig, SubmitOptions};
-use octant::model::{Model, ModelConfig, Precision, Shard};
+use octant::model::{ModelConfig, Precision};
 use octant::random::Random;
-use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner, RunnerOptions};
+use octant::request::Request;
 use octant::statistics::Distribution;
 use octant::text::Tokenizer;
 use serde_json::{Value, json};
@@ -33,6 +35,8 @@ const QUESTION: usize = 40;
 /// Tokens of the prompt that answers share, and the answers.
 const SHARED: usize = 1000;
 const SHARING: usize = 8;
+/// The least number of timed repetitions.
+const LEAST_REPS: usize = 3;
 /// Ends of the ranges of margins, in standard deviations of a value.
 const MARGINS: [f32; 6] = [0.05, 0.1, 0.25, 0.5, 1.0, f32::INFINITY];
 
@@ -40,12 +44,14 @@ struct Options {
     dir: PathBuf,
     text: Option<PathBuf>,
     threads: usize,
-    /// How often the answers to one prompt are timed.
+    /// How often the answers to one prompt are timed, at least [`LEAST_REPS`] times.
     reps: usize,
+    cache_only: bool,
 }
 
 fn options() -> Options {
-    let mut o = Options { dir: PathBuf::new(), text: None, threads: octant::machine::cores(), reps: 3 };
+    let threads = octant::machine::cores();
+    let mut o = Options { dir: PathBuf::new(), text: None, threads, reps: LEAST_REPS, cache_only: false };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number after the option");
@@ -53,6 +59,7 @@ fn options() -> Options {
             "--threads" => o.threads = number(),
             "--reps" => o.reps = number(),
             "--text" => o.text = Some(args.next().expect("a file after --text").into()),
+            "--cache-only" => o.cache_only = true,
             // Cargo passes this flag itself.
             "--bench" => {}
             other => o.dir = PathBuf::from(other),
@@ -64,20 +71,23 @@ fn options() -> Options {
 fn main() {
     let o = options();
     if o.dir.as_os_str().is_empty() {
-        println!("usage: cargo bench --bench reward -- DIR [--text FILE] [--threads N] [--reps N]");
+        let options = "[--text FILE] [--threads N] [--reps N] [--cache-only]";
+        println!("usage: cargo bench --bench reward -- DIR {options}");
         return;
     }
     let made = tempfile::tempdir().expect("a temporary directory");
     let dir = reward_model(&o.dir, made.path());
     let config = ModelConfig::from_dir(&dir).expect("a model directory");
     println!("{}: {} values, {} threads", o.dir.display(), config.reward_width(), o.threads);
-    agreement(&dir, &config, &o);
+    if !o.cache_only {
+        agreement(&dir, &config, &o);
+    }
     if config.max_positions < SHARED + ANSWER_TOKENS {
         println!("no room for a prompt of {SHARED} tokens: the prefix cache is not measured");
         return;
     }
     let bench = |prefix_caching| Bench::start(&dir, &config, Precision::Fp8, o.threads, prefix_caching);
-    throughput(&config, o.reps, [bench(true), bench(false)]);
+    throughput(&config, o.reps.max(LEAST_REPS), [bench(true), bench(false)]);
 }
 
 /// Returns `dir` if it holds a reward model; else makes one of its layers and a random head in `made`.
@@ -137,22 +147,14 @@ impl Bench {
             reward_width: model.reward_width(),
             policy: Default::default(),
         };
-        let device = Cpu::new(CpuOptions { threads, isa: None }).expect("a CPU device");
-        let weights = Model::load(dir, model, Shard::WHOLE, precision, &device, &mut |_| {});
-        let dtype = if precision == Precision::Fp8 { KvDtype::Fp8 } else { KvDtype::Bf16 };
-        let blocks = scheduler.num_blocks;
-        let rank = RankParts {
-            device,
-            comm: SingleDeviceGroup::alone(),
-            processors: Vec::new(),
-            model: weights.expect("a whole checkpoint"),
-            cache: CacheSpec { layers: model.layers, blocks, heads: model.heads, dtype },
+        let settings = RunnerSettings {
+            threads,
+            precision,
+            blocks: scheduler.num_blocks,
             max_num_seqs: scheduler.max_num_seqs,
             max_num_batched_tokens: scheduler.max_num_batched_tokens,
-            vocab: model.vocab,
         };
-        let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 };
-        let runner = Runner::start(vec![rank], options);
+        let runner = cpu::start(dir, model, &settings);
         let (handle, thread) = Engine::start(scheduler, 2, Box::new(runner)).expect("a thread");
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         Self { handle, thread, runtime }
@@ -162,7 +164,7 @@ impl Bench {
     fn scores(&self, prompts: &[Vec<u32>]) -> Vec<Arc<[f32]>> {
         self.runtime.block_on(async {
             let permit = self.handle.enter(prompts.len()).expect("room in the queue");
-            let group = prompts.iter().map(|prompt| request(prompt)).collect();
+            let group = prompts.iter().map(|prompt| Request::score(prompt)).collect();
             let streams = permit.submit(group, SubmitOptions::default()).await.expect("valid requests");
             let mut scores = Vec::new();
             for mut stream in streams {
@@ -173,48 +175,45 @@ impl Bench {
     }
 }
 
-fn request(prompt: &[u32]) -> Request {
-    Request {
-        prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams::greedy()),
-        stop: StopRules { max_tokens: 0, stop_ids: Vec::new() },
-        priority: 0,
-        tenant: Default::default(),
-        cache_salt: None,
-        prompt_logprobs: None,
-        prompt_logprobs_start: 0,
-        reward: true,
-        batch: false,
-    }
-}
-
 /// The next random tokens.
 fn tokens(random: &mut Random, vocab: usize, count: usize) -> Vec<u32> {
     (0..count).map(|_| (random.bits() % vocab as u64) as u32).collect()
 }
 
+/// Several random answers to a random prompt.
+fn answers(random: &mut Random, vocab: usize) -> Vec<Vec<u32>> {
+    let prompt = tokens(random, vocab, SHARED);
+    (0..SHARING).map(|_| [&prompt[..], &tokens(random, vocab, ANSWER_TOKENS)].concat()).collect()
+}
+
 /// Times the scores of several answers to one prompt with and without the prefix cache. Every repetition has
-/// a prompt of its own.
+/// a prompt of its own, and the engine that is first changes with it. An untimed run of each comes before.
 fn throughput(config: &ModelConfig, reps: usize, [cached, uncached]: [Bench; 2]) {
     let mut random = Random::new(7);
-    let (mut with, mut without) = (Vec::new(), Vec::new());
-    for _ in 0..reps {
-        let prompt = tokens(&mut random, config.vocab, SHARED);
-        let mut answer = || [&prompt[..], &tokens(&mut random, config.vocab, ANSWER_TOKENS)].concat();
-        let answers: Vec<Vec<u32>> = (0..SHARING).map(|_| answer()).collect();
-        let time = |bench: &Bench, times: &mut Vec<f64>| {
-            let start = Instant::now();
-            let scores = bench.scores(&answers);
-            times.push(start.elapsed().as_secs_f64());
-            scores
-        };
-        assert!(time(&cached, &mut with) == time(&uncached, &mut without), "the cache changed a score");
+    let time = |bench: &Bench, answers: &[Vec<u32>]| {
+        let start = Instant::now();
+        let scores = bench.scores(answers);
+        (scores, start.elapsed().as_secs_f64())
+    };
+    let (mut with, mut without, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for rep in 0..=reps {
+        let answers = answers(&mut random, config.vocab);
+        let first = (rep % 2 == 1).then(|| time(&uncached, &answers));
+        let (scores, seconds) = time(&cached, &answers);
+        let (expected, longer) = first.unwrap_or_else(|| time(&uncached, &answers));
+        assert!(scores == expected, "the cache changed a score");
+        if rep > 0 {
+            println!("  repetition {rep}: {seconds:.3} s with the prefix cache, {longer:.3} s without");
+            with.push(seconds);
+            without.push(longer);
+            ratios.push(longer / seconds);
+        }
     }
-    let (with, without) = (Distribution::of(with).p50, Distribution::of(without).p50);
-    let hits = cached.handle.stats().counts.prefix_hits;
-    println!("{SHARING} answers of {ANSWER_TOKENS} tokens to one prompt of {SHARED}, median of {reps}:");
-    println!("  with the prefix cache     {with:8.3} s  ({} tokens found each time)", hits as usize / reps);
-    println!("  without the prefix cache  {without:8.3} s  ({:.2} times as long)", without / with);
+    let [with, without, ratio] = [with, without, ratios].map(|values| Distribution::of(values).p50);
+    let found = cached.handle.stats().counts.prefix_hits as usize / (reps + 1);
+    println!("{SHARING} answers of {ANSWER_TOKENS} tokens to one prompt of {SHARED}, medians of {reps}:");
+    println!("  with the prefix cache     {with:8.3} s  ({found} tokens found each time)");
+    println!("  without the prefix cache  {without:8.3} s  ({ratio:.2} times as long)");
     drop((cached.thread, uncached.thread));
 }
 

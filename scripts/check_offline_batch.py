@@ -4,10 +4,10 @@
     python3 scripts/check_offline_batch.py kills --octant target/release/octant [--lines 5000] [--kills 5]
     python3 scripts/check_offline_batch.py memory --octant target/release/octant [--megabytes 1000]
 
-`kills` runs a file once without interruption and once with SIGKILL at random times, each followed by the same
-command again. The sorted records of both must be the same bytes, with every custom_id once. `memory` writes a
-file of the given size and prints the peak resident memory (VmHWM) of the run, beside that of a file of a
-tenth of the size. Other flags (`--device simulate …`) go to `octant batch`.
+`kills` runs a file once without interruption and once with SIGKILL after a random number of further records,
+each followed by the same command again. The sorted records of both must be the same bytes, with every
+custom_id once. `memory` writes a file of the given size and prints the peak resident memory (VmHWM) of the
+run, beside that of a file of a tenth of the size. Other flags (`--device simulate …`) go to `octant batch`.
 """
 
 import argparse
@@ -50,6 +50,12 @@ def records(output):
     return sorted(output.read_bytes().splitlines()) + sorted(errors.read_bytes().splitlines())
 
 
+def written(output):
+    """Records that both files have, counted by their ends."""
+    files = [output, output.with_suffix(".errors.jsonl")]
+    return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
 def kills(args, folder):
     source, whole, broken = folder / "in.jsonl", folder / "whole.jsonl", folder / "broken.jsonl"
     write_lines(source, args.lines, 12, 8)
@@ -59,12 +65,15 @@ def kills(args, folder):
     print(f"uninterrupted: status {status}, {seconds:.0f} s, {len(records(whole))} records")
     dice = random.Random(args.seed)
     for number in range(args.kills):
+        wanted = written(broken) + dice.randint(1, args.lines // (args.kills + 1))
         process = start(args, source, broken)
-        time.sleep(dice.uniform(0.3, 1.7) * seconds / (args.kills + 2))
+        while written(broken) < wanted and process.poll() is None:
+            time.sleep(0.01)
+        if process.poll() is not None:
+            sys.exit(f"the run ended with status {process.returncode} before kill {number + 1}")
         process.send_signal(signal.SIGKILL)
         process.wait()
-        written = len(broken.read_bytes().splitlines()) if broken.exists() else 0
-        print(f"kill {number + 1}: {written} answers")
+        print(f"kill {number + 1}: after {written(broken)} of {args.lines} records")
     status = start(args, source, broken).wait()
     ids = [json.loads(record)["custom_id"] for record in records(broken)]
     print(f"resumed: status {status}, {len(ids)} records, {len(set(ids))} of {args.lines} ids")

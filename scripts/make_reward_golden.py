@@ -6,8 +6,10 @@
 The prompts are answers to one question: they begin with the same tokens. Every case has the head's weight
 and bias, and the values that transformers' `NemotronForSequenceClassification` and
 `LlamaForSequenceClassification` compute for each prompt in float32. Heads with a bias, which these classes do
-not have, replace the class's `score`. `fp8_mean_error` is the mean error of a value in the simulation of FP8
-of make_golden.py, with the head in float32.
+not have, replace the class's `score`. Beside them are the errors from these values of transformers' own
+bfloat16, mean and worst, and `fp8_mean_error`, the mean error of the simulation of FP8 of make_golden.py. The
+head is in float32 in all of them. `spread` is the mean over the head's values of the standard deviation over
+the prompts.
 """
 
 import json
@@ -21,19 +23,26 @@ CLASSES = {"nemotron": NemotronForSequenceClassification, "llama": LlamaForSeque
 HIDDEN = 64
 QUESTION = 40
 ANSWERS = [1, 7, 20, 33, 60, 90, 24, 25]
-# Trunk, module, width, bias, labels.
-CASES = [
-    ("nemotron", "rm_head", 9, True, None),
-    ("nemotron", "rm_head", 5, False, None),
-    ("nemotron", "score", 1, False, None),
-    ("llama", "score", 1, False, None),
-    ("llama", "score", 5, False, ["truth", "style", "tone", "order", "length"]),
-    ("llama", "score", 9, True, None),
-]
-# Standard deviation of the head's weights, which makes values of about 0.25 around the bias, and the number
-# whose multiples they are. Such weights are exact in bfloat16 and short in JSON.
-DEVIATION = 0.03
+# Standard deviations of the heads' weights. Values spread by about 0.25 around the bias with the first, as
+# far as the bound of 0.01 holds for bfloat16, and by about 0.4 with the second.
+SMALL, LARGE = 0.03, 0.06
+# The number whose multiples weights are. Such weights are exact in bfloat16 and short in JSON.
 UNIT = 1 / 256
+# Trunk, module, width, bias, labels, deviation.
+CASES = [
+    ("nemotron", "rm_head", 9, True, None, SMALL),
+    ("nemotron", "rm_head", 5, False, None, SMALL),
+    ("nemotron", "score", 1, False, None, SMALL),
+    ("llama", "score", 1, False, None, SMALL),
+    ("llama", "score", 5, False, ["truth", "style", "tone", "order", "length"], SMALL),
+    ("llama", "score", 9, True, None, SMALL),
+    ("nemotron", "rm_head", 9, False, None, LARGE),
+    ("nemotron", "rm_head", 5, True, None, LARGE),
+    ("nemotron", "rm_head", 1, True, None, LARGE),
+    ("llama", "score", 1, True, None, LARGE),
+    ("llama", "score", 5, True, None, LARGE),
+    ("llama", "score", 9, False, None, LARGE),
+]
 
 
 @torch.no_grad()
@@ -41,19 +50,19 @@ def main() -> None:
     torch.manual_seed(20)
     question = torch.randint(3, VOCAB, (1, QUESTION))
     prompts = [torch.cat([question, torch.randint(3, VOCAB, (1, length))], 1) for length in ANSWERS]
-    heads = [make_head(width, bias) for _, _, width, bias, _ in CASES]
+    heads = [make_head(width, bias, deviation) for _, _, width, bias, _, deviation in CASES]
     # The simulation of FP8 changes functions of transformers for good, so it comes last.
     exact = [values(load(trunk, head), prompts) for (trunk, *_), head in zip(CASES, heads)]
     half = [values(load(trunk, head, torch.bfloat16), prompts) for (trunk, *_), head in zip(CASES, heads)]
     text = []
-    for (trunk, module, width, bias, labels), head, exact, half in zip(CASES, heads, exact, half):
+    for (trunk, module, width, bias, labels, _), head, exact, half in zip(CASES, heads, exact, half):
         model = load(trunk, head)
         simulate_fp8(model)
         error = (values(model, prompts) - exact).abs().mean().item()
-        worst = (half - exact).abs().max().item()
-        spread = exact[:, 0].std().item()
-        figures = f"bfloat16 worst {worst:.5f}, FP8 mean {error:.5f}, spread {spread:.3f}"
-        print(f"{trunk} {module} {width}: {figures}")
+        rounded = (half - exact).abs()
+        spread = exact.std(0).mean().item()
+        figures = f"bfloat16 mean {rounded.mean():.5f} worst {rounded.max():.5f}, FP8 mean {error:.5f}"
+        print(f"{trunk} {module} {width} bias {bias}: spread {spread:.3f}, {figures}")
         text.append(json.dumps({
             "trunk": trunk,
             "architecture": CLASSES[trunk].__name__,
@@ -61,6 +70,9 @@ def main() -> None:
             "weight": head.weight.tolist(),
             "bias": head.bias.tolist() if bias else None,
             "labels": labels,
+            "spread": round(spread, 4),
+            "bfloat16_mean_error": rounded.mean().item(),
+            "bfloat16_worst_error": rounded.max().item(),
             "fp8_mean_error": error,
             "values": [[round(x, 6) for x in row] for row in exact.tolist()],
         }))
@@ -69,10 +81,10 @@ def main() -> None:
     (OUT / "rewards.json").write_text(f'{{"prompts": [\n{ids}\n],\n"cases": [\n{cases}\n]}}\n')
 
 
-def make_head(width: int, bias: bool):
+def make_head(width: int, bias: bool, deviation: float):
     """Returns a random head whose elements are exact in bfloat16."""
     head = torch.nn.Linear(HIDDEN, width, bias=bias)
-    head.weight.copy_((torch.randn_like(head.weight) * DEVIATION / UNIT).round() * UNIT)
+    head.weight.copy_((torch.randn_like(head.weight) * deviation / UNIT).round() * UNIT)
     if bias:
         head.bias.copy_((torch.rand_like(head.bias) * 4 * 16).round() / 16)
     return head

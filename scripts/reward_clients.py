@@ -1,22 +1,27 @@
 #!/usr/bin/env python3
 r"""Runs the clients of NVIDIA's reward model, and calls of trainers, against Octant.
 
-    pip install --no-deps nemo-curator==0.9.0
+    pip install --no-deps nemo-curator==0.9.0 camel-ai==0.2.90
     pip install dask distributed pandas pyarrow regex ftfy datasets fasttext==0.9.3 sentencepiece \
-        comment_parser requests platformdirs transformers openai pyyaml tqdm beautifulsoup4
+        comment_parser requests platformdirs transformers openai pyyaml tqdm beautifulsoup4 colorama pillow
     octant serve demo/smollm2-135m-instruct --port 8811 &
     octant serve demo/smollm2-135m-reward --port 8812 &
     python scripts/reward_clients.py http://127.0.0.1:8811 http://127.0.0.1:8812
 
-NeMo Curator's own classes run its open-question pipeline and a dialogue, and ask for the dialogue's reward.
-The calls of camel-ai, of NVIDIA's examples, of OpenRLHF and of verl are made again with the same fields. Each
+NeMo Curator's own classes run its open-question pipeline and a dialogue, and ask for the dialogue's reward;
+so does camel-ai's. The small chat model writes the pipeline's lists within a grammar that the requests have
+in addition. The calls of NVIDIA's examples, of OpenRLHF and of verl are made again with the same fields. Each
 value must equal that of `/v1/reward`, bit for bit. `--only NAME` runs one part. Exits with 1 on a difference.
 """
 
 import argparse
+import importlib.util
 import math
+import os
+import re
 import sys
 import time
+import types
 
 import openai
 import requests
@@ -72,11 +77,20 @@ def chatml(messages):
 
 
 def camel(servers):
-    """`NemotronRewardModel.evaluate` of camel-ai: messages and model, values by token."""
+    """`NemotronRewardModel.evaluate` of camel-ai."""
+    # camel-ai imports PyTorch for another reward model, and wants a key in the environment.
+    has_torch = importlib.util.find_spec("torch") is not None
+    if not has_torch:
+        sys.modules["torch"] = types.ModuleType("torch")
+    os.environ.setdefault("NVIDIA_API_KEY", "none")
+    from camel.models.reward import NemotronRewardModel
+
+    if not has_torch:
+        del sys.modules["torch"]
+    model = NemotronRewardModel(servers.reward_model, url=f"{servers.reward_url}/v1")
+    assert model.get_scores_types() == ATTRIBUTES, model.get_scores_types()
     for messages in [CONVERSATION, LONGER]:
-        reply = servers.reward.chat.completions.create(messages=messages, model=servers.reward_model)
-        logprobs = reply.choices[0].logprobs.content if reply.choices and reply.choices[0].logprobs else None
-        scores = {entry.token: entry.logprob for entry in logprobs if entry} if logprobs else {}
+        scores = model.evaluate(messages)
         assert list(scores) == ATTRIBUTES, scores
         assert scores == servers.entry(messages)["values"], scores
         print("  ", scores)
@@ -139,41 +153,62 @@ def verl(servers):
         print("  ", classes["data"], pooled["data"])
 
 
-def curator(servers):
-    """NeMo Curator's generator and its reward query."""
+class ListsInGrammar:
+    """The openai client for NeMo Curator, with a grammar in each request that asks for a list.
+
+    An answer is a numbered list of as many items as the prompt's last number says, and the answer about it is
+    the same items as YAML.
+    """
+
+    ITEM = r"[A-Z][a-z]{1,9}( [a-z]{1,9}){2,5}[.?]"
+
+    def __init__(self, client):
+        self.chat = types.SimpleNamespace(completions=self)
+        self.client, self.calls = client, []
+
+    def create(self, **body):
+        prompt = body["messages"][-1]["content"]
+        if "yaml list of strings" in prompt:
+            items = re.findall(r"^ ?\d\. (.*)$", prompt, re.MULTILINE)
+            limit = {"choice": ["".join(f"- {item}\n" for item in items)]}
+        else:
+            count = int([word for word in prompt.split() if word.isdigit()][-1])
+            limit = {"regex": "".join(rf"{n}\. {self.ITEM}\n" for n in range(1, count + 1))}
+        reply = self.client.chat.completions.create(**body, extra_body={"structured_outputs": limit})
+        self.calls.append((prompt, reply.choices[0].message.content))
+        return reply
+
+
+def open_questions(servers):
+    """NeMo Curator's pipeline of open questions, all four stages, every list converted."""
     from nemo_curator import OpenAIClient
     from nemo_curator.synthetic import NemotronGenerator
 
-    class Recorder(OpenAIClient):
-        """Counts the calls of the pipeline and keeps the answers."""
+    client = ListsInGrammar(servers.chat)
+    questions = NemotronGenerator(OpenAIClient(client)).run_open_qa_pipeline(
+        n_macro_topics=2, n_subtopics=1, n_openlines=1, n_revisions=1, model=servers.chat_model,
+        base_model_kwargs={"temperature": 0.8, "top_p": 0.9, "max_tokens": 96, "seed": 1},
+        conversion_model_kwargs={"temperature": 0, "max_tokens": 96}, combine_topics=False,
+    )
+    for prompt, answer in client.calls:
+        print(f"   {prompt[:60]!r}… {answer!r}")
+    # Two topics, and for each a subtopic, a question about it and a revised question.
+    assert len(questions) == 2 and all(len(question.split()) >= 3 for question in questions), questions
+    assert len(client.calls) == 2 * (1 + 2 + 2 + 2), len(client.calls)
+    print(f"   {len(client.calls)} requests, {len(questions)} questions: {questions}")
 
-        answers = []
 
-        def query_model(self, **kwargs):
-            answers = super().query_model(**kwargs)
-            self.answers.extend(answers)
-            return answers
+def curator(servers):
+    """NeMo Curator's dialogue and its reward query."""
+    from nemo_curator import OpenAIClient
+    from nemo_curator.synthetic import NemotronGenerator
 
-    client = Recorder(servers.chat)
+    client = OpenAIClient(servers.chat)
     generator = NemotronGenerator(client)
     base = {"temperature": 0.2, "top_p": 0.7, "max_tokens": 24, "seed": 1}
-    conversion = {"temperature": 0, "max_tokens": 24}
-    questions = generator.run_open_qa_pipeline(
-        n_macro_topics=1, n_subtopics=1, n_openlines=1, n_revisions=1, model=servers.chat_model,
-        base_model_kwargs=base, conversion_model_kwargs=conversion, additional_subtopics=["tides"],
-        combine_topics=False, ignore_conversion_failure=True,
-    )
-    # Topics, their conversion, and at least the questions about the subtopic given, with their conversion.
-    assert len(client.answers) >= 4 and len(client.answers) % 2 == 0, client.answers
-    assert all(isinstance(answer, str) and answer.strip() for answer in client.answers), client.answers
-    print(f"   open questions: {len(client.answers)} answers, {len(questions)} questions: {questions}")
-    print("   answers:", client.answers)
-    revised = generator.revise_open_qa("What is a tide?", 1, servers.chat_model, model_kwargs=base)
-    assert len(revised) == 1 and revised[0].strip(), revised
     dialogue = generator.generate_dialogue(
-        openline=questions[0] if questions else "What is a tide?", user_model=servers.chat_model,
-        assistant_model=servers.chat_model, n_user_turns=2, user_model_kwargs=base,
-        assistant_model_kwargs=base,
+        openline="What is a tide?", user_model=servers.chat_model, assistant_model=servers.chat_model,
+        n_user_turns=2, user_model_kwargs=base, assistant_model_kwargs=base,
     )
     assert [turn["role"] for turn in dialogue] == ["user", "assistant"] * 2, dialogue
     print("   dialogue:", dialogue)
@@ -192,7 +227,7 @@ def curator(servers):
         raise AssertionError("expected an error of the reward query to a model that generates")
 
 
-PARTS = {part.__name__: part for part in [camel, nvidia, openrlhf, verl, curator]}
+PARTS = {part.__name__: part for part in [camel, nvidia, openrlhf, verl, open_questions, curator]}
 
 
 def main():

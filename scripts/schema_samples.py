@@ -176,4 +176,4 @@ def report(named_schemas, draft, formats, shown):
 
 def reason(error):
     """An error without the parts that differ between schemas."""
-    return re.sub(r" \((at|within) #.*\)$", "", error)[:90]
+    return re.sub(r"(, got '.*')? \((at|within) #.*\)$", "", error)[:90]

@@ -41,6 +41,24 @@ pub struct Request {
     pub batch: bool,
 }
 
+impl Request {
+    /// A request for the values of the reward head at the end of a prompt.
+    pub fn score(prompt: &[u32]) -> Self {
+        Self {
+            prompt: prompt.into(),
+            sampling: Arc::new(SamplingParams::greedy()),
+            stop: StopRules { max_tokens: 0, stop_ids: Vec::new() },
+            priority: 0,
+            tenant: Tenant::default(),
+            cache_salt: None,
+            prompt_logprobs: None,
+            prompt_logprobs_start: 0,
+            reward: true,
+            batch: false,
+        }
+    }
+}
+
 /// The greatest priority of a request and of a key; the smallest is its negative. The range bounds how long a
 /// request of low priority waits.
 pub(crate) const MAX_PRIORITY: i32 = 100;

@@ -4,6 +4,7 @@ mod fields;
 mod fleet;
 mod local;
 mod progress;
+mod progress_text;
 mod request;
 
 use std::process::ExitCode;
@@ -116,6 +117,7 @@ async fn ask_servers(
     let summary = batch.run(run_line, max_lines, signals, &mut |now| display.show(now)).await;
     display.finish();
     let summary = summary?;
+    display.log_total(&summary.progress);
     match fleet.fault() {
         Some(fault) if summary.ended == Ended::NoEngine => bail!("{fault}; run the same command to continue"),
         _ => Ok(summary),

@@ -8,11 +8,40 @@ use clap::{Arg, ArgMatches, Args, Command as Clap, FromArgMatches};
 
 use super::parsers::{at_least_1, at_least_1_second, seconds};
 use super::{ConfigError, ServeArgs};
+use crate::tools::ToolFormat;
 
 /// Headings of settings of the server around the engine.
 const SERVER_HEADINGS: [&str; 4] = ["Network", "Admission", "Batches", "Timeouts and shutdown"];
-/// Settings under these headings that this command has too.
-const KEPT: [&str; 4] = ["api_key", "tool_call_parser", "reject_unknown_fields", "step_timeout"];
+
+/// Makes [`KeptSettings`] and the list of their names.
+macro_rules! kept_settings {
+    ($( $group:ident.$name:ident: $kind:ty, )*) => {
+        /// Settings under [`SERVER_HEADINGS`] that the server's state has in a run with a model too. The code
+        /// that makes the state names every field, so no setting can be accepted here and ignored there.
+        pub(crate) struct KeptSettings {
+            $( pub(crate) $name: $kind, )*
+        }
+
+        /// The names of [`KeptSettings`].
+        const KEPT: &[&str] = &[$( stringify!($name) ),*];
+
+        impl KeptSettings {
+            /// Copies the settings.
+            pub(crate) fn of(config: &ServeArgs) -> Self {
+                Self { $( $name: config.$group.$name, )* }
+            }
+        }
+    };
+}
+
+kept_settings! {
+    network.tool_call_parser: Option<ToolFormat>,
+    network.reject_unknown_fields: bool,
+}
+
+/// Settings under these headings that `launch` reads, which starts the engine with and without a server.
+const READ_BY_LAUNCH: [&str; 1] = ["step_timeout"];
+
 /// Settings that this command has with `--endpoint`.
 const WITH_ENDPOINT: [&str; 1] = ["api_key"];
 /// Settings that this command has only with `--endpoint`.
@@ -112,7 +141,8 @@ fn flag(id: &str) -> String {
 /// Whether `octant batch` has a setting of the server.
 fn has_effect(arg: &Arg) -> bool {
     let of_server = arg.get_help_heading().is_some_and(|heading| SERVER_HEADINGS.contains(&heading));
-    !of_server || KEPT.contains(&arg.get_id().as_str())
+    let id = arg.get_id().as_str();
+    !of_server || KEPT.contains(&id) || READ_BY_LAUNCH.contains(&id) || WITH_ENDPOINT.contains(&id)
 }
 
 /// The settings of `octant serve`.

@@ -34,7 +34,7 @@ mod synth;
 
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
-pub(crate) use batch::BatchRunArgs;
+pub(crate) use batch::{BatchRunArgs, KeptSettings};
 pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
 pub use bench_serving::BenchServingArgs;
 pub(crate) use bench_serving::{ArrivalName, EndpointName};

@@ -224,7 +224,8 @@ pub(crate) struct NetworkArgs {
 /// Sizes of steps and of the KV cache.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SchedulingArgs {
-    /// Maximum sequences that run at once
+    /// Maximum sequences that run at once: those that generate, and those whose prompts are computed. A
+    /// conversation to score is one only until its last token is computed
     #[arg(
         long,
         env = "OCTANT_MAX_NUM_SEQS",

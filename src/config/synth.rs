@@ -14,7 +14,8 @@ pub struct SynthArgs {
     /// [default: the recipe's path without its ending]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    /// Estimate requests, tokens and time, and send nothing
+    /// Estimate requests, tokens and time, and send nothing. The time needs `tokens_per_second` and
+    /// `prompt_tokens_per_second` of each role in the recipe
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Make stages whose settings have changed again, and those after them

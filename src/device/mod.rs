@@ -16,6 +16,7 @@ pub mod fp8;
 pub mod host;
 mod layout;
 pub mod random_weights;
+mod sample_row;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -27,6 +28,7 @@ pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
 pub(crate) use layout::SPLIT_BLOCKS;
 pub use random_weights::{MakeRandomMatrix, RandomWeights, upload_random};
+pub use sample_row::{SHORTLIST, SampleRow};
 
 impl DeviceError {
     /// Names the buffer that could not be allocated.
@@ -47,12 +49,32 @@ pub enum ActQuant {
 }
 
 /// LayerNorm1p subtracts the mean and multiplies by (1 + weight); RMSNorm does neither. Computed in F32.
-#[derive(Debug, Clone, Copy, PartialEq)]
+///
+/// Kinds cannot be compared: every use is a `match`, which a new kind does not pass unnoticed.
+#[derive(Debug, Clone, Copy)]
 pub enum NormKind {
     /// (x − mean) / sqrt(var + eps) × (1 + weight) + bias.
     LayerNorm1p,
     /// x / sqrt(mean(x²) + eps) × weight.
     RmsNorm,
+}
+
+impl NormKind {
+    /// Whether the norm has a bias beside its weight.
+    pub fn has_bias(self) -> bool {
+        match self {
+            Self::LayerNorm1p => true,
+            Self::RmsNorm => false,
+        }
+    }
+
+    /// The weight with which the norm does not scale.
+    pub(crate) fn neutral_weight(self) -> f32 {
+        match self {
+            Self::LayerNorm1p => 0.0,
+            Self::RmsNorm => 1.0,
+        }
+    }
 }
 
 /// The weights of one normalisation.
@@ -77,13 +99,23 @@ pub struct RewardWeights<D: Device> {
     pub bias: Floats<D>,
 }
 
-/// The nonlinearity between the two products of the MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The nonlinearity between the two products of the MLP. Like norms, activations cannot be compared.
+#[derive(Debug, Clone, Copy)]
 pub enum Activation {
     /// relu(x)²; input \[rows, ffn\].
     SquaredRelu,
     /// silu(gate) × up; input \[rows, 2 × ffn\], gate first.
     SwiGlu,
+}
+
+impl Activation {
+    /// Whether the input has a gate in front of each row, and the MLP a product for it.
+    pub fn is_gated(self) -> bool {
+        match self {
+            Self::SquaredRelu => false,
+            Self::SwiGlu => true,
+        }
+    }
 }
 
 /// Element type of the KV cache.
@@ -197,55 +229,6 @@ pub struct StepInputs {
     /// Rows of the captured graph that runs this step, at least as many as tokens; 0 without a graph. The
     /// rows after the tokens are padding.
     pub graph_rows: usize,
-}
-
-/// Sampling parameters of one row of logits.
-#[derive(Debug, Clone)]
-pub struct SampleRow<'a> {
-    /// 0 is greedy.
-    pub temperature: f32,
-    /// 1 keeps all tokens.
-    pub top_p: f32,
-    /// 0 keeps all tokens.
-    pub top_k: u32,
-    /// 0 keeps all tokens.
-    pub min_p: f32,
-    /// 1 turns this penalty off.
-    pub repetition_penalty: f32,
-    /// 0 turns this penalty off.
-    pub presence_penalty: f32,
-    /// 0 turns this penalty off.
-    pub frequency_penalty: f32,
-    /// Pairs of an id and the bias added to its logit.
-    pub logit_bias: &'a [(u32, f32)],
-    /// Masked ids.
-    pub barred: &'a [u32],
-    /// A bit for each id of the vocabulary, in words of 32 ids, lowest bit first; ids whose bit is 0 are
-    /// masked. `None` masks none.
-    pub allowed: Option<&'a [u32]>,
-    /// Tokens of the prompt, for the repetition penalty, in any order and possibly repeated.
-    pub prompt: &'a [u32],
-    /// Pairs of an id and its number of occurrences among the generated tokens.
-    pub output: &'a [(u32, u32)],
-    /// The seed; `seed` and `position` together are the key of the random number.
-    pub seed: u64,
-    /// The position that the sampled token will have.
-    pub position: u32,
-    /// Number of alternatives to report; `None` for no log-probability at all.
-    pub logprobs: Option<u8>,
-    /// The index at which the token is kept for [`Token::Last`]. The rows of a call have different slots.
-    pub slot: u32,
-}
-
-/// Candidates per row in a rank's shortlist, and the largest top-k of rows that are sampled from shortlists.
-pub const SHORTLIST: usize = 64;
-
-impl SampleRow<'_> {
-    /// Whether the [`SHORTLIST`] largest logits of each rank determine the sampled token.
-    pub fn is_short(&self) -> bool {
-        let few = self.temperature == 0.0 || (1..=SHORTLIST as u32).contains(&self.top_k);
-        few && self.logprobs.is_none()
-    }
 }
 
 /// The input of sampling.

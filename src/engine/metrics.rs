@@ -77,15 +77,37 @@ pub struct KeyCounters {
 impl KeyCounters {
     /// Adds the cost of one request with `prompt` prompt tokens and `generated` generated tokens.
     pub fn charge(&self, cost: &Cost, prompt: u64, generated: u64) {
-        self.requests.inc();
-        self.queue.inc_by(cost.queue);
-        self.prefill.inc_by(cost.prefill);
-        self.decode.inc_by(cost.decode);
-        self.kv_block_seconds.inc_by(cost.kv_block_seconds);
-        self.prompt_tokens.inc_by(prompt);
-        self.cached_tokens.inc_by(cost.cached_tokens);
-        self.computed_tokens.inc_by(cost.computed_tokens);
-        self.recomputed_tokens.inc_by(cost.recomputed_tokens);
-        self.generated_tokens.inc_by(generated);
+        // All fields are named, so that a new counter or cost cannot be forgotten here.
+        let Self {
+            requests,
+            queue,
+            prefill,
+            decode,
+            kv_block_seconds,
+            prompt_tokens,
+            cached_tokens,
+            computed_tokens,
+            recomputed_tokens,
+            generated_tokens,
+        } = self;
+        let Cost {
+            queue: queued,
+            prefill: prefilled,
+            decode: decoded,
+            kv_block_seconds: held,
+            cached_tokens: cached,
+            computed_tokens: computed,
+            recomputed_tokens: recomputed,
+        } = *cost;
+        requests.inc();
+        queue.inc_by(queued);
+        prefill.inc_by(prefilled);
+        decode.inc_by(decoded);
+        kv_block_seconds.inc_by(held);
+        prompt_tokens.inc_by(prompt);
+        cached_tokens.inc_by(cached);
+        computed_tokens.inc_by(computed);
+        recomputed_tokens.inc_by(recomputed);
+        generated_tokens.inc_by(generated);
     }
 }

@@ -72,7 +72,7 @@ impl Row {
 
     /// The error of a field that is missing or has another type.
     pub(super) fn wrong(&self, key: &str, expected: &str) -> EvalError {
-        match self.get(key) {
+        match self.fields.get(key) {
             None => self.error(format!("{key}: expected {expected}, got no such field")),
             Some(value) => self.error(format!("{key}: expected {expected}, got {}", describe(value))),
         }

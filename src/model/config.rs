@@ -5,7 +5,7 @@ use std::path::Path;
 use super::config_keys::{self, Facts};
 use super::directory::check_model_directory;
 use super::error::LoadError;
-use super::family::{self, Family};
+use super::family::Family;
 use super::json::Object;
 use super::reward_head::RewardHead;
 use super::scheme::Scheme;
@@ -13,7 +13,7 @@ use super::{rope, tied_head};
 use crate::device::{Activation, HeadShape, NormKind};
 
 /// A decoder's architecture. The two families differ only in these values.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub struct ModelConfig {
     /// Class name in the checkpoint's `architectures`.
     pub architecture: &'static str,
@@ -74,10 +74,9 @@ impl ModelConfig {
 
     /// Parses the contents of a `config.json` in `dir`.
     pub(crate) fn from_object(dir: &Path, config: &Object) -> Result<Self, LoadError> {
-        let (architecture, family) = Family::read(config)?;
+        let (architecture, family, has_reward) = Family::read(config)?;
         let hidden = config.require_count("hidden_size")?;
         let heads = heads(config, hidden)?;
-        let has_reward = family::has_reward_head(architecture);
         let reward = has_reward.then(|| RewardHead::read(dir, config, family)).transpose()?;
         let mut warnings = Vec::new();
         let max_positions = config.require_count("max_position_embeddings")?;
@@ -144,7 +143,7 @@ impl ModelConfig {
     /// embedding's weights adds none. A reward head counts with a bias.
     pub fn parameters(&self) -> u64 {
         let [qkv, o, up, down] = self.linear_shapes().map(|(out, input)| (out * input) as u64);
-        let per_norm = self.hidden as u64 * if self.norm == NormKind::LayerNorm1p { 2 } else { 1 };
+        let per_norm = self.hidden as u64 * if self.norm.has_bias() { 2 } else { 1 };
         let table = (self.vocab * self.hidden) as u64;
         let head = match &self.reward {
             Some(head) => head.elements(self.hidden) as u64,
@@ -157,7 +156,7 @@ impl ModelConfig {
     /// (outputs, inputs) of a layer's linear weights: merged QKV, O, merged gate and up, down.
     pub fn linear_shapes(&self) -> [(usize, usize); 4] {
         let HeadShape { q_heads, kv_heads, head_dim } = self.heads;
-        let gates = if self.activation == Activation::SwiGlu { 2 } else { 1 };
+        let gates = if self.activation.is_gated() { 2 } else { 1 };
         [
             ((q_heads + 2 * kv_heads) * head_dim, self.hidden),
             (self.hidden, q_heads * head_dim),

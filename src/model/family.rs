@@ -6,41 +6,38 @@ use crate::device::{Activation, NormKind};
 
 /// Class name of a Nemotron model with a reward head instead of an LM head.
 pub(crate) const NEMOTRON_REWARD: &str = "NemotronForSequenceClassification";
-/// Class name of a Llama model with a reward head instead of an LM head.
-const LLAMA_REWARD: &str = "LlamaForSequenceClassification";
 
-/// Whether a model of this class has a reward head.
-pub(super) fn has_reward_head(architecture: &str) -> bool {
-    [NEMOTRON_REWARD, LLAMA_REWARD].contains(&architecture)
-}
+/// The supported class names, the family of each, and whether its models have a reward head instead of an LM
+/// head.
+const CLASSES: [(&str, Family, bool); 4] = [
+    ("NemotronForCausalLM", Family::Nemotron, false),
+    (NEMOTRON_REWARD, Family::Nemotron, true),
+    ("LlamaForCausalLM", Family::Llama, false),
+    ("LlamaForSequenceClassification", Family::Llama, true),
+];
 
-/// A model family.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// A model family. Families cannot be compared: every use is a `match`, which a new family does not pass
+/// unnoticed.
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Family {
     Nemotron,
     Llama,
 }
 
 impl Family {
-    /// Reads the class name, and the family that it belongs to.
+    /// Reads the class name, the family that it belongs to, and whether its models have a reward head.
     ///
     /// # Errors
     /// The class is not supported, or `model_type` names another family. Libraries differ in which of the two
     /// they go by.
-    pub(super) fn read(config: &Object) -> Result<(&'static str, Self), LoadError> {
-        const KNOWN: [(&str, Family); 4] = [
-            ("NemotronForCausalLM", Family::Nemotron),
-            (NEMOTRON_REWARD, Family::Nemotron),
-            ("LlamaForCausalLM", Family::Llama),
-            (LLAMA_REWARD, Family::Llama),
-        ];
+    pub(super) fn read(config: &Object) -> Result<(&'static str, Self, bool), LoadError> {
         let names = config.texts("architectures")?;
         let known = match names.as_slice() {
-            [name] => KNOWN.into_iter().find(|(known, _)| known == name),
+            [name] => CLASSES.into_iter().find(|(known, ..)| known == name),
             _ => None,
         };
-        let Some((architecture, family)) = known else {
-            let expected = KNOWN.map(|(name, _)| format!("[\"{name}\"]")).join(" or ");
+        let Some((architecture, family, has_reward)) = known else {
+            let expected = CLASSES.map(|(name, ..)| format!("[\"{name}\"]")).join(" or ");
             return Err(config.error("architectures", format!("expected {expected}, got {names:?}")));
         };
         match config.text("model_type")? {
@@ -49,7 +46,7 @@ impl Family {
                 let message = format!("expected `{expected}` beside `{architecture}`, got `{name}`");
                 Err(config.error("model_type", message))
             }
-            _ => Ok((architecture, family)),
+            _ => Ok((architecture, family, has_reward)),
         }
     }
 

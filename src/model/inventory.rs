@@ -2,7 +2,7 @@
 //! `load_plan.rs` takes the same names one by one when loading.
 
 use super::config::ModelConfig;
-use crate::device::{Activation, HeadShape, NormKind};
+use crate::device::{HeadShape, NormKind};
 
 /// A tensor that a model must have.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,7 +31,7 @@ pub(crate) fn tensors(config: &ModelConfig) -> Vec<Expected> {
         all.push(linear("self_attn.v_proj", kv, hidden));
         all.push(linear("self_attn.o_proj", hidden, q));
         all.extend(Expected::norm(&format!("{base}.post_attention_layernorm"), config));
-        if config.activation == Activation::SwiGlu {
+        if config.activation.is_gated() {
             all.push(linear("mlp.gate_proj", ffn, hidden));
         }
         all.push(linear("mlp.up_proj", ffn, hidden));

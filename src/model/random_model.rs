@@ -4,8 +4,8 @@
 
 use super::{Head, Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::{
-    ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, NormKind, RandomWeights, RewardWeights,
-    Rope, fp8, upload_floats,
+    ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, RandomWeights, RewardWeights, Rope, fp8,
+    upload_floats,
 };
 use crate::random::Random;
 
@@ -85,11 +85,11 @@ impl<D: Device> WeightGenerator<'_, D> {
     /// A norm that neither scales nor shifts.
     fn norm(&self) -> Result<Norm<D>, DeviceError> {
         let hidden = self.config.hidden;
-        let plus_one = self.config.norm == NormKind::LayerNorm1p;
+        let kind = self.config.norm;
         let upload = |value: f32| upload_floats(self.device, hidden, &vec![value; hidden]);
-        let weight = upload(if plus_one { 0.0 } else { 1.0 })?;
-        let bias = if plus_one { Some(upload(0.0)?) } else { None };
-        Ok(Norm { kind: self.config.norm, weight, bias, eps: self.config.norm_eps })
+        let weight = upload(kind.neutral_weight())?;
+        let bias = if kind.has_bias() { Some(upload(0.0)?) } else { None };
+        Ok(Norm { kind, weight, bias, eps: self.config.norm_eps })
     }
 
     /// A linear weight whose outputs are about as large as its inputs.

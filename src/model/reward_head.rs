@@ -63,7 +63,10 @@ impl RewardHead {
         let labels = labels(config)?;
         let count = config.count("num_labels")?;
         let stored = StoredHead::find(dir);
-        let default_module = if family == Family::Nemotron { NEMO } else { TRANSFORMERS };
+        let default_module = match family {
+            Family::Nemotron => NEMO,
+            Family::Llama => TRANSFORMERS,
+        };
         let module = stored.as_ref().map_or(default_module, |stored| stored.module);
         let stated = labels.as_ref().map(Vec::len).or(count);
         let default_width = if module == NEMO { ATTRIBUTES.len() } else { DEFAULT_LABELS };

@@ -1,7 +1,7 @@
 //! The memory plan: whether weights, working memory and KV blocks fit into the available memory. Pure
 //! arithmetic, used by the start-up banner, the refusal to start, and `octant plan`, which needs no device.
 
-use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype, Layout, NormKind, SPLIT_BLOCKS};
+use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype, Layout, SPLIT_BLOCKS};
 use crate::model::{ModelConfig, Precision, Scheme, StepBytes, StepRoom};
 
 /// Bytes of one rank's weights in the layout of its device.
@@ -90,7 +90,7 @@ impl WeightBytes {
         let shapes = config.linear_shapes();
         let scales: usize = shapes.iter().map(|(out, _)| out.next_multiple_of(layout.scales) * 4).sum();
         let table = matrix((config.vocab, config.hidden), false);
-        let vectors = if config.norm == NormKind::LayerNorm1p { 2 } else { 1 };
+        let vectors = if config.norm.has_bias() { 2 } else { 1 };
         Self {
             products: shapes.map(|shape| matrix(shape, fp8)),
             scales: if fp8 { scales as u64 } else { 0 },

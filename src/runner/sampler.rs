@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::device::{self, RowLogprob, SampleRow};
 use crate::grammar::{GrammarProgress, TokenMask};
-use crate::request::{SampledToken, TokenLogprob};
+use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
 /// The state of each scheduler slot up to the highest one used; `None` until its first occupant.
@@ -40,8 +40,24 @@ impl SlotState {
 
     /// Whether a penalty makes the next token depend on the tokens generated before.
     fn has_penalty(&self) -> bool {
-        let p = &self.start.sampling;
-        p.repetition_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0
+        // All fields are named, so that a new penalty cannot be forgotten here.
+        let SamplingParams {
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            temperature: _,
+            top_p: _,
+            top_k: _,
+            min_p: _,
+            logit_bias: _,
+            seed: _,
+            logprobs: _,
+            min_tokens: _,
+            barred: _,
+            // `needs_last_token` asks for it.
+            grammar: _,
+        } = &*self.start.sampling;
+        *repetition_penalty != 1.0 || *presence_penalty != 0.0 || *frequency_penalty != 0.0
     }
 
     /// Number of alternatives to report with each scored prompt token.

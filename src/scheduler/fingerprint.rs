@@ -62,15 +62,31 @@ impl Fingerprint {
         self.sampling(&start.sampling);
     }
 
-    fn sampling(&mut self, p: &SamplingParams) {
-        let floats =
-            [p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.presence_penalty, p.frequency_penalty];
+    fn sampling(&mut self, params: &SamplingParams) {
+        // All fields are named, so that a new one cannot be forgotten here.
+        let SamplingParams {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias,
+            seed,
+            logprobs,
+            min_tokens,
+            barred,
+            // A recording does not keep it.
+            grammar: _,
+        } = params;
+        let floats = [temperature, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty];
         self.list(floats.iter().map(|x| u64::from(x.to_bits())));
-        self.list(p.logit_bias.iter().map(|(id, x)| u64::from(*id) << 32 | u64::from(x.to_bits())));
-        self.add(u64::from(p.top_k));
-        self.add(p.seed);
-        self.add(p.logprobs.map_or(u64::MAX, u64::from));
-        self.add(u64::from(p.min_tokens));
-        self.ids(&p.barred);
+        self.list(logit_bias.iter().map(|(id, x)| u64::from(*id) << 32 | u64::from(x.to_bits())));
+        self.add(u64::from(*top_k));
+        self.add(*seed);
+        self.add(logprobs.map_or(u64::MAX, u64::from));
+        self.add(u64::from(*min_tokens));
+        self.ids(barred);
     }
 }

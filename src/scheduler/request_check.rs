@@ -82,27 +82,42 @@ fn check_length(request: &Request, config: &SchedulerConfig) -> Result<(), Rejec
 }
 
 fn check_sampling(sampling: &SamplingParams, vocab: usize) -> Result<(), Reject> {
-    let s = sampling;
-    check_float("temperature", s.temperature, s.temperature >= 0.0, "at least 0")?;
-    check_float("top_p", s.top_p, s.top_p > 0.0 && s.top_p <= 1.0, "above 0 and at most 1")?;
-    check_float("min_p", s.min_p, (0.0..=1.0).contains(&s.min_p), "from 0 to 1")?;
-    check_float("repetition_penalty", s.repetition_penalty, s.repetition_penalty > 0.0, "above 0")?;
-    for (field, value) in
-        [("presence_penalty", s.presence_penalty), ("frequency_penalty", s.frequency_penalty)]
-    {
+    // All fields are named, so that a new one cannot be forgotten here.
+    let &SamplingParams {
+        temperature,
+        top_p,
+        // Every number of tokens is valid.
+        top_k: _,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        ref logit_bias,
+        seed: _,
+        logprobs,
+        // `check` compares it with `max_tokens`.
+        min_tokens: _,
+        ref barred,
+        ref grammar,
+    } = sampling;
+    check_float("temperature", temperature, temperature >= 0.0, "at least 0")?;
+    check_float("top_p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0 and at most 1")?;
+    check_float("min_p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1")?;
+    check_float("repetition_penalty", repetition_penalty, repetition_penalty > 0.0, "above 0")?;
+    for (field, value) in [("presence_penalty", presence_penalty), ("frequency_penalty", frequency_penalty)] {
         check_float(field, value, (-2.0..=2.0).contains(&value), "from -2 to 2")?;
     }
-    check_ids("logit_bias", s.logit_bias.iter().map(|&(id, _)| id), vocab)?;
-    for &(_, bias) in &s.logit_bias {
+    check_ids("logit_bias", logit_bias.iter().map(|&(id, _)| id), vocab)?;
+    for &(_, bias) in logit_bias {
         check_float("logit_bias", bias, (-100.0..=100.0).contains(&bias), "from -100 to 100")?;
     }
-    check_ids("stop_token_ids", s.barred.iter().copied(), vocab)?;
+    check_ids("stop_token_ids", barred.iter().copied(), vocab)?;
     // A mask has a bit for each id, and devices have a logit for each.
-    if let Some(ids) = s.grammar.as_ref().map(|grammar| grammar.vocab()).filter(|ids| *ids > vocab) {
+    if let Some(ids) = grammar.as_ref().map(|grammar| grammar.vocab()).filter(|ids| *ids > vocab) {
         let message = format!("expected a grammar over at most {vocab} token ids, got {ids}");
         return Err(Reject::Invalid { field: "structured_outputs", message });
     }
-    check_alternatives("logprobs", s.logprobs, vocab)
+    check_alternatives("logprobs", logprobs, vocab)
 }
 
 fn check_ids(field: &'static str, ids: impl Iterator<Item = u32>, vocab: usize) -> Result<(), Reject> {

@@ -26,7 +26,7 @@ use prometheus::{
 use super::error::ApiError;
 use super::status::ServerStatus;
 use super::system::unix_time;
-use crate::engine::{BLOCK_TOKENS, EngineHandle, KeyCounters, Stats};
+use crate::engine::{BLOCK_TOKENS, Counts, EngineHandle, KeyCounters, Stats};
 use crate::generation::{Generation, Refusal};
 use crate::request::Reject;
 pub use engine::engine_metrics;
@@ -264,46 +264,69 @@ impl CopiedMetrics {
 
     /// Copies the current values. Callers hold the lock around `self`, so no total is added twice.
     fn set(&self, stats: &Stats, status: &ServerStatus) {
-        let counts = &stats.counts;
-        self.running.set(counts.running as f64);
-        self.waiting.set(counts.waiting as f64);
-        self.waiting_by_reason.with_label_values(&["capacity"]).set(counts.waiting as f64);
-        self.waiting_by_reason.with_label_values(&["deferred"]).set(0.0);
-        for (state, count) in [("running", counts.batch_running), ("waiting", counts.batch_waiting)] {
-            self.batch_requests.with_label_values(&[state]).set(count as f64);
-        }
+        self.set_counts(&stats.counts);
         self.lora.set(unix_time() as f64);
-        self.kv_usage.set(counts.blocks_used as f64 / counts.blocks_total.max(1) as f64);
-        // Reserved blocks are taken out of the free blocks first and out of the cached blocks when no free
-        // ones are left, in the order in which the scheduler hands them out.
-        let free = counts.blocks_free.saturating_sub(counts.blocks_reserved);
-        let rest = counts.blocks_reserved.saturating_sub(counts.blocks_free);
-        let cached = counts.blocks_cached.saturating_sub(rest);
-        let reserved = (counts.blocks_free - free) + (counts.blocks_cached - cached);
-        let states =
-            [("free", free), ("used", counts.blocks_used), ("cached", cached), ("reserved", reserved)];
-        for (state, count) in states {
-            self.blocks.with_label_values(&[state]).set(count as f64);
-        }
-        let totals = [
-            (&self.prompt_tokens, counts.prompt_tokens),
-            (&self.generation_tokens, counts.generated_tokens),
-            (&self.preemptions, counts.preemptions),
-            (&self.prefix_queries, counts.prefix_queries),
-            (&self.prefix_hits, counts.prefix_hits),
-            (&self.cached, counts.prefix_hits),
-            (&self.steps, counts.steps),
-        ];
-        for (counter, total) in totals {
-            // A scrape with an older snapshot may arrive here after one with a newer snapshot.
-            counter.inc_by(total.saturating_sub(counter.get()));
-        }
         for (phase, took) in status.startup() {
             self.startup.with_label_values(&[phase]).set(took.as_secs_f64());
         }
         let (memory, cpu) = process();
         self.memory.set(memory);
         self.cpu.inc_by((cpu - self.cpu.get()).max(0.0));
+    }
+
+    fn set_counts(&self, counts: &Counts) {
+        // All fields are named, so that a new one cannot be forgotten here.
+        let &Counts {
+            running,
+            waiting,
+            // No metric shows these two.
+            waiting_tokens: _,
+            batch_blocks: _,
+            batch_running,
+            batch_waiting,
+            blocks_free,
+            blocks_used,
+            blocks_cached,
+            blocks_total,
+            blocks_reserved,
+            steps,
+            preemptions,
+            prefix_queries,
+            prefix_hits,
+            prompt_tokens,
+            generated_tokens,
+        } = counts;
+        self.running.set(running as f64);
+        self.waiting.set(waiting as f64);
+        self.waiting_by_reason.with_label_values(&["capacity"]).set(waiting as f64);
+        self.waiting_by_reason.with_label_values(&["deferred"]).set(0.0);
+        for (state, count) in [("running", batch_running), ("waiting", batch_waiting)] {
+            self.batch_requests.with_label_values(&[state]).set(count as f64);
+        }
+        self.kv_usage.set(blocks_used as f64 / blocks_total.max(1) as f64);
+        // Reserved blocks are taken out of the free blocks first and out of the cached blocks when no free
+        // ones are left, in the order in which the scheduler hands them out.
+        let free = blocks_free.saturating_sub(blocks_reserved);
+        let rest = blocks_reserved.saturating_sub(blocks_free);
+        let cached = blocks_cached.saturating_sub(rest);
+        let reserved = (blocks_free - free) + (blocks_cached - cached);
+        let states = [("free", free), ("used", blocks_used), ("cached", cached), ("reserved", reserved)];
+        for (state, count) in states {
+            self.blocks.with_label_values(&[state]).set(count as f64);
+        }
+        let totals = [
+            (&self.prompt_tokens, prompt_tokens),
+            (&self.generation_tokens, generated_tokens),
+            (&self.preemptions, preemptions),
+            (&self.prefix_queries, prefix_queries),
+            (&self.prefix_hits, prefix_hits),
+            (&self.cached, prefix_hits),
+            (&self.steps, steps),
+        ];
+        for (counter, total) in totals {
+            // A scrape with an older snapshot may arrive here after one with a newer snapshot.
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 }
 

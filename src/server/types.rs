@@ -1,5 +1,6 @@
 //! Tables of the request fields of chat and text completions. Each value that they read is in the range of
-//! its row; `validate` checks what depends on other fields or on the model.
+//! its row, except fields of the kind [`Any`] and the items of lists and objects: the code that uses those
+//! checks them. `validate` checks what depends on other fields or on the model.
 
 use serde_json::{Value, json};
 

@@ -2,11 +2,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value, json};
 use ureq::Agent;
 
+use super::back_off::{Next, Overload, Refusals, doubled, retry_after};
 use super::error::SynthError;
 use super::export::Turn;
 use super::limiter::Limiter;
@@ -14,17 +15,8 @@ use super::recipe::{JudgeApi, Role};
 use crate::http_client::{message, with_hint};
 use crate::hub::{self, AgentOptions};
 
-/// Pause after a full server's answer without `Retry-After`, and after the first failed attempt. It doubles
-/// with each further one.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// Part of a pause.
 const PART: Duration = Duration::from_millis(100);
-/// Longest pause that the server has not asked for.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// Longest pause that a server may ask for.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(600);
-/// Time for which a server may refuse one request because it is full.
-const MAX_FULL: Duration = Duration::from_secs(6 * 3600);
 /// Most bytes of an answer.
 const MAX_ANSWER: u64 = 64 << 20;
 /// Most characters of a server's message.
@@ -61,25 +53,47 @@ impl Answer {
     }
 }
 
+/// A request that the server refuses, or a reply that cannot be used.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    /// The fault, with the start of the reply.
+    pub(super) message: String,
+    /// The turns of the request.
+    pub(super) messages: Vec<Turn>,
+    /// The whole reply.
+    pub(super) reply: String,
+}
+
 /// The reason why a request has no answer.
 #[derive(Debug)]
 pub(super) enum CallError {
     /// The server refuses this request; others may be answered.
-    Refused(String),
+    Refused(Refusal),
     /// No request can be answered.
     Fatal(SynthError),
 }
 
+impl CallError {
+    /// The same error; a refusal has these turns.
+    pub(super) fn with_turns(self, messages: &[Turn]) -> Self {
+        match self {
+            Self::Refused(refusal) => Self::Refused(Refusal { messages: messages.to_vec(), ..refusal }),
+            Self::Fatal(error) => Self::Fatal(error),
+        }
+    }
+}
+
 /// The reason why one attempt has no answer.
 enum Attempt {
-    /// The server is full.
-    Full {
+    /// The server is full or not available.
+    Overloaded {
         message: String,
-        wait: Option<Duration>,
+        status: u16,
+        retry_after: Option<Duration>,
     },
     /// The connection or the server fails; a later attempt may succeed.
     Failed(String),
-    Refused(String),
+    Refused(Refusal),
     Fatal(String),
 }
 
@@ -155,11 +169,13 @@ impl Endpoint {
         if let Some(format) = format {
             body.insert("response_format".to_owned(), format);
         }
-        let answer = self.post("/v1/chat/completions", &Value::Object(body), job)?;
+        let answer = self.post("/v1/chat/completions", &Value::Object(body), job);
+        let answer = answer.map_err(|error| error.with_turns(messages))?;
         let choice = &answer["choices"][0];
         let Some(text) = choice["message"]["content"].as_str() else {
-            let got = short(&answer.to_string());
-            return Err(CallError::Refused(format!("expected choices[0].message.content; got {got}")));
+            let reply = answer.to_string();
+            let message = format!("expected choices[0].message.content; got {}", short(&reply));
+            return Err(CallError::Refused(Refusal { message, messages: messages.to_vec(), reply }));
         };
         let finish_reason = choice["finish_reason"].as_str().map(str::to_owned);
         Ok(Answer { text: text.to_owned(), finish_reason })
@@ -167,27 +183,24 @@ impl Endpoint {
 
     /// Sends a request until it is answered or refused.
     pub(super) fn post(&self, path: &str, body: &Value, job: &mut Job<'_>) -> Result<Value, CallError> {
-        let begun = Instant::now();
-        let (mut failures, mut refusals) = (0, 0);
+        let (mut failures, mut refusals) = (0, Refusals::default());
         loop {
             let stopped = || job.stop.load(Ordering::Relaxed);
             let place = self.limiter.place(stopped).ok_or(CallError::Fatal(SynthError::Interrupted))?;
+            let sent = Instant::now();
             let attempt = self.attempt(path, body);
-            drop(place);
+            if matches!(attempt, Ok(_) | Err(Attempt::Refused(_))) {
+                self.limiter.answered();
+            }
             let pause = match attempt {
                 Ok(answer) => {
-                    self.limiter.succeeded();
                     job.usage.add(&answer);
                     return Ok(answer);
                 }
-                Err(Attempt::Full { message, .. }) if begun.elapsed() > MAX_FULL => {
-                    return Err(self.fatal(format!("{message}, for the last {} s", MAX_FULL.as_secs())));
-                }
-                Err(Attempt::Full { message, wait }) => {
-                    let pause = wait.unwrap_or_else(|| doubled(refusals)).min(MAX_RETRY_AFTER);
-                    refusals += 1;
-                    tracing::debug!("{}: {message}; retry in {:.1} s", self.name, pause.as_secs_f64());
-                    self.limiter.slow_down(pause);
+                Err(Attempt::Overloaded { message, status, retry_after }) => {
+                    let overload = Overload { status, retry_after, sent, now: Instant::now() };
+                    // The place is kept until then, so that no request goes between.
+                    self.overloaded(&mut refusals, overload, &message)?;
                     continue;
                 }
                 Err(Attempt::Failed(message)) => {
@@ -199,15 +212,39 @@ impl Endpoint {
                     tracing::info!("{}: {message}; tries again in {:.1} s", self.name, pause.as_secs_f64());
                     pause
                 }
-                Err(Attempt::Refused(message)) => return Err(CallError::Refused(message)),
+                Err(Attempt::Refused(refusal)) => return Err(CallError::Refused(refusal)),
                 Err(Attempt::Fatal(message)) => return Err(self.fatal(message)),
             };
+            drop(place);
             // In parts, so that a run that ends does not wait.
             let until = Instant::now() + pause;
             while Instant::now() < until && !stopped() {
                 sleep(PART);
             }
         }
+    }
+
+    /// Closes the server's window for a pause, or gives up.
+    fn overloaded(
+        &self,
+        refusals: &mut Refusals,
+        overload: Overload,
+        message: &str,
+    ) -> Result<(), CallError> {
+        let name = &self.name;
+        match self.limiter.overloaded(refusals, overload) {
+            Next::Pause { pause, warn: Some(since) } => {
+                let (pause, since) = (pause.as_secs_f64(), since.as_secs());
+                tracing::warn!("{name}: {message}; no answer for {since} s; next request in {pause:.1} s");
+            }
+            Next::Pause { pause, warn: None } => {
+                tracing::debug!("{name}: {message}; next request in {:.1} s", pause.as_secs_f64());
+            }
+            Next::GiveUp(time) => {
+                return Err(self.fatal(format!("{message}, for the last {} s", time.as_secs())));
+            }
+        }
+        Ok(())
     }
 
     fn attempt(&self, path: &str, body: &Value) -> Result<Value, Attempt> {
@@ -224,8 +261,8 @@ impl Endpoint {
         };
         let mut response = request.send(body.to_string().as_bytes()).map_err(|error| failed(&error))?;
         let status = response.status().as_u16();
-        let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        let wait = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
+        let retry_after = wait.and_then(|text| retry_after(text, SystemTime::now()));
         let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
         let text = text.map_err(|error| failed(&error))?;
         let answer: Result<Value, _> = serde_json::from_slice(&text);
@@ -233,16 +270,17 @@ impl Endpoint {
             return answer
                 .map_err(|error| Attempt::Failed(format!("{}{path}: expected JSON; {error}", self.base)));
         }
-        let said = match &answer {
-            Ok(value) => message(value),
-            Err(_) => String::from_utf8_lossy(&text).trim().to_owned(),
-        };
-        let said = format!("{}{path} answers with status {status}: {}", self.base, short(&said));
+        let reply = String::from_utf8_lossy(&text).into_owned();
+        let said = answer.as_ref().map_or_else(|_| reply.trim().to_owned(), message);
+        let message = format!("{}{path} answers with status {status}: {}", self.base, short(&said));
+        // A quota that is used up, which OpenAI's API reports as 429, does not come back by waiting.
+        let code = answer.ok().and_then(|answer| answer["error"]["code"].as_str().map(str::to_owned));
         Err(match status {
-            429 | 503 => Attempt::Full { message: said, wait },
-            408 | 500.. => Attempt::Failed(said),
-            400 | 413 | 422 => Attempt::Refused(said),
-            _ => Attempt::Fatal(said),
+            429 if code.as_deref() == Some("insufficient_quota") => Attempt::Fatal(message),
+            429 | 503 => Attempt::Overloaded { message, status, retry_after },
+            408 | 500.. => Attempt::Failed(message),
+            400 | 413 | 422 => Attempt::Refused(Refusal { message, messages: Vec::new(), reply }),
+            _ => Attempt::Fatal(message),
         })
     }
 
@@ -259,10 +297,6 @@ pub(super) struct Job<'a> {
     pub(super) stop: &'a AtomicBool,
     /// Requests so far, with their tokens.
     pub(super) usage: Usage,
-}
-
-fn doubled(before: u32) -> Duration {
-    FIRST_PAUSE.saturating_mul(1 << before.min(10)).min(LONGEST_PAUSE)
 }
 
 /// The start of a text, for messages.

@@ -63,7 +63,7 @@ pub enum SynthError {
         stage: &'static str,
         /// Items it started from.
         taken: usize,
-        /// The most frequent reason.
+        /// The reason of the first reject.
         why: String,
     },
     /// Test sets cannot be used.

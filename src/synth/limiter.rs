@@ -1,13 +1,14 @@
-//! The number of requests to one endpoint at once: it halves when the server asks to slow down and grows by
-//! one with each round of successes (additive increase, multiplicative decrease).
+//! The places of requests to one server: threads wait for one while the server's window is full or closed.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::back_off::{Next, Overload, Refusals, Window};
+
 /// Longest sleep without a look at the stop flag.
 const POLL: Duration = Duration::from_millis(100);
 
-/// The places of one endpoint.
+/// The places of one server.
 #[derive(Debug)]
 pub(super) struct Limiter {
     state: Mutex<State>,
@@ -16,11 +17,8 @@ pub(super) struct Limiter {
 
 #[derive(Debug)]
 struct State {
-    limit: f64,
-    most: f64,
+    window: Window,
     running: usize,
-    /// No request begins before this time.
-    closed_until: Option<Instant>,
 }
 
 /// A place, given back when dropped.
@@ -29,8 +27,7 @@ pub(super) struct Place<'a>(&'a Limiter);
 
 impl Limiter {
     pub(super) fn new(most: usize) -> Self {
-        let most = most.max(1) as f64;
-        let state = State { limit: most, most, running: 0, closed_until: None };
+        let state = State { window: Window::new(most), running: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -41,10 +38,8 @@ impl Limiter {
             if stopped() {
                 return None;
             }
-            let now = Instant::now();
-            let closed = state.closed_until.and_then(|until| until.checked_duration_since(now));
-            let closed = closed.filter(|left| !left.is_zero());
-            if closed.is_none() && (state.running as f64) < state.limit.floor().max(1.0) {
+            let closed = state.window.closed_for(Instant::now());
+            if closed.is_none() && state.running < state.window.limit() {
                 state.running += 1;
                 return Some(Place(self));
             }
@@ -53,23 +48,15 @@ impl Limiter {
         }
     }
 
-    /// The server answered.
-    pub(super) fn succeeded(&self) {
-        let mut state = self.state();
-        state.limit = (state.limit + 1.0 / state.limit).min(state.most);
+    /// The server has answered.
+    pub(super) fn answered(&self) {
+        self.state().window.answered();
         self.changed.notify_all();
     }
 
-    /// The server asks to slow down, and to send nothing for this time.
-    pub(super) fn slow_down(&self, pause: Duration) {
-        let mut state = self.state();
-        let until = Instant::now() + pause;
-        // The other requests of the same moment are refused too; they count as one refusal.
-        let is_first = state.closed_until.is_none_or(|before| before < Instant::now());
-        if is_first {
-            state.limit = (state.limit / 2.0).max(1.0);
-        }
-        state.closed_until = Some(state.closed_until.map_or(until, |before| before.max(until)));
+    /// The server has answered with 429 or 503.
+    pub(super) fn overloaded(&self, request: &mut Refusals, overload: Overload) -> Next {
+        self.state().window.overloaded(request, overload)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -9,13 +9,14 @@
 //! | `recipe` | the TOML file, its checks, and the templates of prompts |
 //! | `records` | the lines of all files, and the ids that lead from a topic to a pair |
 //! | `journal` | files of a stage: append, resume, finish in a stable order |
-//! | `endpoint` | requests, attempts, and how many run at once |
+//! | `endpoint`, `back_off` | requests, attempts, pauses of a full server, the number of requests at once |
 //! | `servers` | local models as child processes |
 //! | `stages` | the stages |
 //! | `run` | a whole run and its summary |
 //! | `choice`, `pairs`, `dedup`, `decontaminate` | choices that need no model |
 //! | `export`, `report` | files for trainers and for people |
 
+pub mod back_off;
 mod checker;
 mod choice;
 pub mod decontaminate;

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::json;
 use serde_json::value::RawValue;
 
+use super::endpoint::Refusal;
 use super::export::Turn;
 use super::pairs::DecidedBy;
 
@@ -224,9 +226,34 @@ pub(super) struct Reject {
     /// More about this one: the server's message, the id of the repeated prompt, the shared n-gram.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<String>,
-    /// The model's text, or the text that was dropped, unchanged.
+    /// The model's text, or the text that was dropped, unchanged. Where a reply ends a
+    /// dialogue, or a server refuses a request: JSON with `messages`, the turns before it, and `reply`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) raw: Option<String>,
+}
+
+impl Reject {
+    /// The reject of a request that the server refused, with its turns and the whole reply.
+    pub(super) fn refused(id: &str, refusal: Refusal) -> Self {
+        let Refusal { message, messages, reply } = refusal;
+        let (id, reason) = (id.to_owned(), "refused by the server".to_owned());
+        Self { id, reason, detail: Some(message), raw: Some(with_turns(&messages, &reply)) }
+    }
+}
+
+/// The parts of a raw text that is a conversation and the reply that ended it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Ended {
+    /// The turns before the reply.
+    pub(super) messages: Vec<Turn>,
+    /// The reply.
+    pub(super) reply: String,
+}
+
+/// The raw text of a reject that is a conversation and the reply that ended it.
+pub(super) fn with_turns(messages: &[Turn], reply: &str) -> String {
+    json!({ "messages": messages, "reply": reply }).to_string()
 }
 
 /// A list with fewer items than were asked for. Its items are used.

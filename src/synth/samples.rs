@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::error::SynthError;
 use super::export::Turn;
 use super::journal::{StageFiles, StageSummary, read_lines};
-use super::records::{Kept, Pair, Reject, Response, ShortList, Stage};
+use super::records::{Ended, Kept, Pair, Reject, Response, ShortList, Stage};
 use super::report::{Fate, LabelledText, Sample};
 use super::workers::Context;
 
@@ -91,7 +91,7 @@ fn rejects(summary: &StageSummary, rejects: &[Reject], prompts: &HashMap<&str, &
         for reject in spread(&these, OTHERS) {
             let (detail, texts) = match stage {
                 Stage::Pairs => (None, compared(reject, prompts)),
-                _ => (reject.detail.as_ref(), reject.raw.iter().map(|raw| text("raw text", raw)).collect()),
+                _ => (reject.detail.as_ref(), reject.raw.as_deref().map(raw_texts).unwrap_or_default()),
             };
             let remark = detail.cloned().unwrap_or_default();
             let (heading, id) = (heading.clone(), reject.id.clone());
@@ -99,6 +99,16 @@ fn rejects(summary: &StageSummary, rejects: &[Reject], prompts: &HashMap<&str, &
         }
     }
     all
+}
+
+/// The parts of a reject's raw text.
+fn raw_texts(raw: &str) -> Vec<LabelledText> {
+    match serde_json::from_str(raw) {
+        Ok(Ended { messages, reply }) => {
+            turns(&messages).into_iter().chain([text("reply", &reply)]).collect()
+        }
+        Err(_) => vec![text("raw text", raw)],
+    }
 }
 
 /// The score of a response, as the detail of a rejected pair has it.

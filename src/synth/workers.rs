@@ -268,12 +268,7 @@ where
     let mut finished = Finished::new(&item.id);
     match work(item, endpoints, &mut job, &mut finished) {
         Ok(()) => {}
-        Err(CallError::Refused(message)) => finished.rejects.push(Reject {
-            id: item.id.clone(),
-            reason: "refused by the server".to_owned(),
-            detail: Some(message),
-            raw: None,
-        }),
+        Err(CallError::Refused(refusal)) => finished.rejects.push(Reject::refused(&item.id, refusal)),
         Err(CallError::Fatal(error)) => return Err(error),
     }
     finished.used(job.usage);

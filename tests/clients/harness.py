@@ -61,10 +61,10 @@ class Server:
 
 
 class ScriptedServer:
-    """The server of `tests/it/http/scripted.rs`, which the test binary runs until its standard input ends."""
+    """A server of `tests/it/http/scripted.rs`, which the test binary runs until its standard input ends."""
 
-    def __init__(self, binary: str) -> None:
-        command = [binary, "--ignored", "--exact", "http::scripted::serve_scripted_answers", "--nocapture"]
+    def __init__(self, binary: str, name: str = "serve_scripted_answers") -> None:
+        command = [binary, "--ignored", "--exact", f"http::scripted::{name}", "--nocapture"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if found := re.match(r"listening on (\S+)", line):

@@ -29,6 +29,7 @@ MODULES = [
     "openai_agents_client",
     "llm_client",
     "lm_eval_client",
+    "nemotron_client",
     "node",
 ]
 

@@ -8,6 +8,7 @@ pub mod grammars;
 mod linear;
 mod matrix_builder;
 pub mod model;
+mod prompt_logprobs;
 mod random_weights;
 pub mod reward;
 mod rows;

@@ -14,7 +14,7 @@ use octant::engine::{
     EngineCore, EngineHandle, EngineOptions, RequestId, SchedulerConfig, Submission, SubmitOptions,
 };
 use octant::model::{LOGIT_ROWS, ModelConfig, Pass, Precision, Workspace};
-use octant::request::{Finish, Request, SamplingParams, StopRules};
+use octant::request::{Finish, Request};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -35,12 +35,25 @@ pub struct RewardGolden {
     pub bias: Option<Vec<f32>>,
     /// Names of the values in `config.json`, if it has any.
     pub labels: Option<Vec<String>>,
-    /// The mean error of a value in a simulation of FP8.
-    pub fp8_mean_error: f64,
+    #[serde(flatten)]
+    pub figures: Figures,
     /// The values of the head after each prompt, in float32.
     pub values: Vec<Vec<f64>>,
     #[serde(skip)]
     pub prompts: Vec<RewardPrompt>,
+}
+
+/// How the values of a head vary, and the errors of transformers' own forms.
+#[derive(Default, Deserialize)]
+pub struct Figures {
+    /// The mean over the values of their standard deviation over the prompts.
+    spread: f64,
+    /// The mean error of a value in bfloat16.
+    bfloat16_mean_error: f64,
+    /// The largest one.
+    bfloat16_worst_error: f64,
+    /// The mean error of a value in a simulation of FP8.
+    fp8_mean_error: f64,
 }
 
 pub struct RewardPrompt {
@@ -137,7 +150,7 @@ pub fn scores(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec
 /// A norm and a head of random weights on a device.
 fn random_head(device: &Dev, kind: NormKind, cols: usize, width: usize) -> (Norm<Dev>, RewardWeights<Dev>) {
     let upload = |seed, len, cols| upload_floats(device, cols, &noise(seed, len)).unwrap();
-    let bias = (kind == NormKind::LayerNorm1p).then(|| upload(2, cols, cols));
+    let bias = kind.has_bias().then(|| upload(2, cols, cols));
     let norm = Norm { kind, weight: upload(1, cols, cols), bias, eps: 1e-5 };
     (norm, RewardWeights { weight: upload(3, width * cols, cols), bias: upload(4, width, width) })
 }
@@ -150,7 +163,7 @@ fn exact(x: &[f32], kind: NormKind, cols: usize, width: usize) -> Vec<f64> {
     let mut out = Vec::new();
     for row in x.chunks_exact(cols) {
         let row: Vec<f64> = row.iter().map(|x| f64::from(*x)).collect();
-        let layer_norm = kind == NormKind::LayerNorm1p;
+        let layer_norm = matches!(kind, NormKind::LayerNorm1p);
         let mean = if layer_norm { row.iter().sum::<f64>() / cols as f64 } else { 0.0 };
         let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / cols as f64;
         let normed = row.iter().enumerate().map(|(i, x)| {
@@ -193,6 +206,13 @@ fn the_head_agrees_with_f64_and_a_row_does_not_depend_on_the_others() {
     }
 }
 
+/// Heads whose values spread by at most this have the bound of 0.01. Errors grow with the weights: beyond, it
+/// does not hold for transformers' own bfloat16 either.
+const SMALL_SPREAD: f64 = 0.27;
+/// The largest mean and worst errors, as multiples of those of transformers' bfloat16. On a CPU the twelve
+/// heads have means of 0.43 to 1.00 and worst errors of 0.41 to 1.10.
+const MOST_ERROR: f64 = 1.25;
+
 #[test]
 fn unquantised_scores_agree_with_transformers() {
     for golden in reward_golden() {
@@ -200,14 +220,24 @@ fn unquantised_scores_agree_with_transformers() {
         let head = ModelConfig::from_dir(dir.path()).unwrap().reward.unwrap();
         assert_eq!((head.module, head.width), (&*golden.module, golden.width()));
         let prompts = if dev::FAST { &golden.prompts[..] } else { &golden.prompts[..2] };
+        let mut errors = Vec::new();
         for prompt in prompts {
             let got = scores(dir.path(), Precision::None, KvDtype::Bf16, &prompt.ids);
             assert_eq!(got.len(), prompt.values.len());
-            for (got, expected) in got.iter().zip(&prompt.values) {
-                let error = (f64::from(*got) - expected).abs();
-                assert!(error <= 1e-2, "{}: {got} for {expected}", golden.name());
-            }
+            let error = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs();
+            errors.extend(got.iter().zip(&prompt.values).map(error));
         }
+        let (name, worst) = (golden.name(), errors.iter().fold(0.0, |most: f64, error| most.max(*error)));
+        let mean = errors.iter().sum::<f64>() / errors.len() as f64;
+        let Figures { bfloat16_mean_error: usual, bfloat16_worst_error: most, spread, .. } = golden.figures;
+        println!("{name}: mean {mean:.5} of {usual:.5}, worst {worst:.5} of {most:.5}");
+        assert!(worst <= MOST_ERROR * most, "{name}: an error of {worst}, of {most} in bfloat16");
+        assert!(
+            !dev::FAST || mean <= MOST_ERROR * usual,
+            "{name}: a mean error of {mean}, of {usual} in bfloat16"
+        );
+        let is_small = spread <= SMALL_SPREAD;
+        assert!(!is_small || worst <= 1e-2, "{name}: an error of {worst}");
     }
 }
 
@@ -224,20 +254,26 @@ fn fp8_scores_have_the_error_of_a_simulation_and_keep_the_order_of_answers() {
         for (got, prompt) in got.iter().zip(prompts) {
             let error = |(got, exact): (&f32, &f64)| (f64::from(*got) - exact).abs();
             sums[0] += got.iter().zip(&prompt.values).map(error).sum::<f64>();
-            sums[1] += golden.fp8_mean_error * got.len() as f64;
+            sums[1] += golden.figures.fp8_mean_error * got.len() as f64;
         }
         // Four standard deviations of the difference of two values, if the errors are Gaussian.
-        let margin = 4.0 * 1.25 * golden.fp8_mean_error * 2.0f64.sqrt();
-        let mut compared = 0;
-        for (one, exact_one) in got.iter().zip(prompts) {
-            for (two, exact_two) in got.iter().zip(prompts) {
-                let (exact, difference) = (exact_one.values[0] - exact_two.values[0], one[0] - two[0]);
-                let apart = exact > margin;
-                compared += usize::from(apart);
-                assert!(!apart || difference > 0.0, "{name}: {difference} for {exact}");
+        let margin = 4.0 * 1.25 * golden.figures.fp8_mean_error * 2.0f64.sqrt();
+        let (mut compared, mut pairs) = (0, 0);
+        for value in 0..golden.width() {
+            for (one, exact_one) in got.iter().zip(prompts) {
+                for (two, exact_two) in got.iter().zip(prompts) {
+                    let exact = exact_one.values[value] - exact_two.values[value];
+                    let difference = one[value] - two[value];
+                    let apart = exact > margin;
+                    pairs += usize::from(exact > 0.0);
+                    compared += usize::from(apart);
+                    assert!(!apart || difference > 0.0, "{name}, value {value}: {difference} for {exact}");
+                }
             }
         }
-        assert!(!dev::FAST || compared >= 8, "{name}: only {compared} pairs are further apart than {margin}");
+        println!("{name}: {compared} of {pairs} pairs are further apart than {margin:.4}");
+        let least = 4 * golden.width();
+        assert!(!dev::FAST || compared >= least, "{name}: only {compared} pairs are apart, by {margin}");
     }
     for (trunk, [error, simulated]) in errors {
         assert!(error > 0.0, "{trunk}: FP8 must change the scores");
@@ -245,22 +281,6 @@ fn fp8_scores_have_the_error_of_a_simulation_and_keep_the_order_of_answers() {
             !dev::FAST || error <= 1.5 * simulated,
             "{trunk}: {error} where a simulation has {simulated}"
         );
-    }
-}
-
-/// A request for the score of a prompt.
-pub fn score_request(prompt: &[u32]) -> Request {
-    Request {
-        prompt: prompt.into(),
-        sampling: Arc::new(SamplingParams::greedy()),
-        stop: StopRules { max_tokens: 0, stop_ids: Vec::new() },
-        priority: 0,
-        tenant: Default::default(),
-        cache_salt: None,
-        prompt_logprobs: None,
-        prompt_logprobs_start: 0,
-        reward: true,
-        batch: false,
     }
 }
 
@@ -277,7 +297,8 @@ pub async fn score(engine: &EngineHandle, request: Request) -> Arc<[f32]> {
 /// A head of nine values with a bias, and one of a single value, after layers of both families.
 pub fn heads() -> Vec<RewardGolden> {
     let mut all = reward_golden();
-    all.retain(|golden| [("nemotron", 9), ("llama", 1)].contains(&(&*golden.trunk, golden.width())));
+    let wanted = [("nemotron", 9, true), ("llama", 1, false)];
+    all.retain(|golden| wanted.contains(&(&*golden.trunk, golden.width(), golden.bias.is_some())));
     assert_eq!(all.len(), 2);
     all.truncate(if dev::FAST { 2 } else { 1 });
     all
@@ -297,7 +318,7 @@ fn prompts() -> Vec<Vec<u32>> {
 fn together(dir: &Path, config: impl FnOnce(&mut SchedulerConfig), in_flight: usize) -> Vec<Arc<[f32]>> {
     let (handle, _thread) = engine(dir, config, in_flight);
     block_on(async {
-        let all = prompts().into_iter().map(|prompt| score(&handle, score_request(&prompt)));
+        let all = prompts().into_iter().map(|prompt| score(&handle, Request::score(&prompt)));
         futures_util::future::join_all(all).await
     })
 }
@@ -310,7 +331,7 @@ fn a_score_has_the_same_bits_alone_in_any_batch_and_in_chunks() {
             .iter()
             .map(|prompt| {
                 let (handle, _thread) = engine(dir.path(), |config| config.prefix_caching = false, 1);
-                block_on(score(&handle, score_request(prompt)))
+                block_on(score(&handle, Request::score(prompt)))
             })
             .collect();
         assert!(together(dir.path(), |_| {}, 1) == alone, "{name}: in a full batch");
@@ -335,9 +356,9 @@ fn a_prefix_hit_computes_the_last_token_and_keeps_the_bits() {
         let (dir, name) = (golden.checkpoint(), golden.name());
         let (handle, _thread) = engine(dir.path(), |_| {}, 1);
         for prompt in prompts() {
-            let cold = block_on(score(&handle, score_request(&prompt)));
+            let cold = block_on(score(&handle, Request::score(&prompt)));
             let hits = handle.stats().counts.prefix_hits;
-            let warm = block_on(score(&handle, score_request(&prompt)));
+            let warm = block_on(score(&handle, Request::score(&prompt)));
             assert!(cold == warm, "{name}: prompt of {}", prompt.len());
             let found = handle.stats().counts.prefix_hits - hits;
             assert_eq!(found as usize, (prompt.len() - 1) / 64 * 64, "{name}: prompt of {}", prompt.len());
@@ -356,12 +377,12 @@ fn scores_of_every_turn_equal_those_of_the_conversations_cut_there() {
         let (dir, name) = (golden.checkpoint(), golden.name());
         let cut = turns.each_ref().map(|turn| {
             let (handle, _thread) = engine(dir.path(), |config| config.prefix_caching = false, 1);
-            block_on(score(&handle, score_request(turn)))
+            block_on(score(&handle, Request::score(turn)))
         });
         let (handle, _thread) = engine(dir.path(), |config| config.max_num_batched_tokens = 96, 2);
         let scores = block_on(async {
             let permit = handle.enter(turns.len()).unwrap();
-            let group = turns.iter().map(|turn| score_request(turn)).collect();
+            let group = turns.iter().map(|turn| Request::score(turn)).collect();
             let mut streams = permit.submit(group, SubmitOptions::default()).await.unwrap();
             futures_util::future::join_all(streams.iter_mut().map(|stream| stream.next())).await
         });
@@ -386,7 +407,7 @@ fn one_of_a_batch_and_a_live_one(dir: &Path, prompts: [&[u32]; 2]) -> ([Arc<[f32
     let mut core = EngineCore::new(config, EngineOptions::new(1));
     let submit = |core: &mut EngineCore, batch: bool| {
         let (updates, stream) = tokio::sync::mpsc::unbounded_channel();
-        let request = Request { batch, ..score_request(prompts[usize::from(!batch)]) };
+        let request = Request { batch, ..Request::score(prompts[usize::from(!batch)]) };
         let group = vec![Submission { id: RequestId(u64::from(batch)), request, updates }];
         core.submit(group, &SubmitOptions::default(), Instant::now()).unwrap();
         stream
@@ -410,7 +431,7 @@ fn a_preempted_score_has_the_same_bits() {
     let (values, preemptions) = one_of_a_batch_and_a_live_one(dir.path(), [&one, &two]);
     assert!(preemptions > 0, "the live request must take the blocks of the other");
     let (handle, _thread) = engine(dir.path(), |_| {}, 1);
-    let alone = [one, two].map(|prompt| block_on(score(&handle, score_request(&prompt))));
+    let alone = [one, two].map(|prompt| block_on(score(&handle, Request::score(&prompt))));
     assert!(values == alone);
 }
 
@@ -422,7 +443,7 @@ fn infinite_values_fail_the_request() {
     let (handle, _thread) = engine(dir.path(), |_| {}, 1);
     block_on(async {
         let permit = handle.enter(1).unwrap();
-        let request = score_request(&prompts()[0]);
+        let request = Request::score(&prompts()[0]);
         let mut stream = permit.submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
         let update = stream.next().await;
         let reason = "the model computed NaN or infinity for this request".to_owned();

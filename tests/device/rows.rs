@@ -24,7 +24,7 @@ fn normed(
     let norm = Norm {
         kind: norm.0,
         weight: upload_floats(device, cols, &weight).unwrap(),
-        bias: (norm.0 == NormKind::LayerNorm1p).then(|| upload_floats(device, cols, &bias).unwrap()),
+        bias: norm.0.has_bias().then(|| upload_floats(device, cols, &bias).unwrap()),
         eps: norm.1,
     };
     let mut out = device.acts(rows, cols).unwrap();
@@ -40,7 +40,10 @@ fn exact(x: &[f32], delta: Option<&[f32]>, (kind, eps): (NormKind, f32)) -> Vec<
         x.iter().enumerate().map(|(i, x)| f64::from(*x + delta.map_or(0.0, |delta| delta[i]))).collect();
     let mut out = Vec::new();
     for row in sums.chunks_exact(48) {
-        let mean = if kind == NormKind::LayerNorm1p { row.iter().sum::<f64>() / 48.0 } else { 0.0 };
+        let mean = match kind {
+            NormKind::LayerNorm1p => row.iter().sum::<f64>() / 48.0,
+            NormKind::RmsNorm => 0.0,
+        };
         let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 48.0;
         let inverse = 1.0 / (variance + f64::from(eps)).sqrt();
         out.extend(row.iter().enumerate().map(|(i, x)| match kind {
@@ -129,7 +132,7 @@ fn activations_agree_with_f64() {
     h.iter_mut().step_by(7).for_each(|x| *x *= 60.0);
     for device in dev::all() {
         for kind in [Activation::SquaredRelu, Activation::SwiGlu] {
-            let width = if kind == Activation::SwiGlu { 2 * ffn } else { ffn };
+            let width = if kind.is_gated() { 2 * ffn } else { ffn };
             let h = &h[..rows * width];
             let mut input = device.floats(rows, width).unwrap();
             device.write(h, &mut input).unwrap();

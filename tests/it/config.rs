@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs `octant serve` with only the environment `env`. It must exit by itself.
+/// Runs `octant serve` with only the environment `env`, on any free port unless it names one. It must exit by
+/// itself.
 fn serve(args: &[&str], env: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
-    command.env_clear().arg("serve").args(args).envs(env.iter().copied());
+    command.env_clear().env("OCTANT_PORT", "0").arg("serve").args(args).envs(env.iter().copied());
     command.output().unwrap()
 }
 
@@ -167,7 +168,7 @@ fn a_model_that_does_not_fit_names_needed_and_available_memory() {
 
 #[test]
 fn a_missing_device_names_the_flag() {
-    refuses(&serve(&["--model", &tiny(), "--device", "cuda", "--port", "0"], &[]), 1, &["--device cuda"]);
+    refuses(&serve(&["--model", &tiny(), "--device", "cuda"], &[]), 1, &["--device cuda"]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "the library uses more of these files than the tests do")]
 
 mod patterns;
+mod progress;
 
 #[path = "../../src/stdio/filter.rs"]
 mod filter;
@@ -14,6 +15,8 @@ mod module_list;
 mod numa;
 #[path = "../../src/device/cpu/philox.rs"]
 mod philox;
+#[path = "../../src/commands/batch/progress_text.rs"]
+mod progress_text;
 #[path = "../../src/python_regex.rs"]
 mod python_regex;
 #[path = "../../src/stdio/queue.rs"]

@@ -21,7 +21,7 @@ use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 use crate::device::determinism::{answer, block_on};
 use crate::device::golden::{Prompt, fp8_logits_are_near, golden};
 use crate::device::model::fixture;
-use crate::device::reward::{heads, score, score_request};
+use crate::device::reward::{heads, score};
 use crate::http::client::post;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -114,7 +114,7 @@ fn several_ranks_compute_the_scores_of_one_rank() {
         let scores = |ranks: usize| -> Vec<Arc<[f32]>> {
             let scheduler = SchedulerConfig { reward_width: golden.width(), ..scheduler(vocab) };
             let (handle, _thread) = engine_with(dir.path(), ranks, scheduler);
-            let all = golden.prompts.iter().map(|prompt| score(&handle, score_request(&prompt.ids)));
+            let all = golden.prompts.iter().map(|prompt| score(&handle, Request::score(&prompt.ids)));
             block_on(futures_util::future::join_all(all))
         };
         let alone = scores(1);
@@ -325,7 +325,7 @@ fn a_rank_that_ends_in_a_step_is_named_at_once() {
 
 #[test]
 fn a_rank_that_stalls_in_a_step_is_named_after_the_timeout() {
-    // The other rank has the difference to report that it waited in vain.
+    // The difference is the time the other rank has to report its own timeout.
     let (patience, timeout) = (Duration::from_millis(100), Duration::from_secs(3));
     std::thread::scope(|scope| {
         let step = |at| faulty_step((at, Fault::Stalls), patience, timeout);

@@ -4,18 +4,19 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
+use axum::http::StatusCode;
 use tokio::runtime::Runtime;
 
 use super::progress::BatchProgress;
 use crate::batch::offline::{Batch, Ended, StopSignals, Summary};
 use crate::commands::serve;
-use crate::config::{AdmissionArgs, BatchRunArgs, DeviceName, ServeArgs};
+use crate::config::{AdmissionArgs, BatchRunArgs, DeviceName, KeptSettings, ServeArgs};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::launch::{self, Prepared};
 use crate::machine::check_threads;
-use crate::server::{ServerState, ServerStatus, Settings, line_runner};
+use crate::server::{HttpLimits, ServerState, ServerStatus, Settings, line_runner};
 use crate::simulator::trace::Recording;
 use crate::stdio::{Log, LogHandle};
 
@@ -76,6 +77,7 @@ pub(super) fn run(
     let joined = serve::join(Some(thread));
     recording.map(Recording::finish).transpose().context("--record")?;
     let summary = ended?;
+    display.log_total(&summary.progress);
     joined?;
     Ok(summary)
 }
@@ -104,15 +106,25 @@ fn load(config: ServeArgs, log: LogHandle) -> anyhow::Result<Loaded> {
 fn state(engine: EngineHandle, p: Prepared) -> Arc<ServerState> {
     let max_bytes = p.model.max_positions.saturating_mul(serve::BYTES_PER_TOKEN);
     let generator = Generator::new(engine, p.tokenizer, p.template, max_bytes);
+    let KeptSettings { tool_call_parser, reject_unknown_fields } = KeptSettings::of(&p.config);
+    // All fields are named: a setting of the server must be passed on here, or is about HTTP alone.
     let settings = Settings {
         models: p.config.model.served_names(),
         model_paths: p.config.model.paths(),
+        api_key: None,
+        named_keys: Vec::new(),
+        metrics_need_key: false,
+        allowed_origins: Vec::new(),
+        allowed_hosts: Vec::new(),
         defaults: p.defaults,
         scoring: p.scoring,
-        tool_format: p.config.network.tool_call_parser,
-        reject_unknown_fields: p.config.network.reject_unknown_fields,
+        eos_ids: p.eos,
+        tool_format: tool_call_parser,
+        reject_unknown_fields,
+        queue_full_status: StatusCode::TOO_MANY_REQUESTS,
+        batches: None,
         dropped_log_lines: Arc::clone(&p.log.dropped),
-        ..Settings::new(String::new(), p.eos)
+        http: HttpLimits::default(),
     };
     ServerState::new(generator, settings, p.status)
 }

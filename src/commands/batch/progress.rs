@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::progress_text::{Counts, progress_line, rate_and_time_left, total};
 use crate::batch::offline::Progress;
 use crate::stdio::{Log, ProgressDisplay};
 
@@ -11,7 +12,7 @@ const REFRESH: Duration = Duration::from_millis(500);
 /// Shows progress.
 pub(super) struct BatchProgress {
     display: ProgressDisplay,
-    /// Generated tokens and time at the last message.
+    /// Tokens of the run and time at the last message.
     before: (u64, Duration),
 }
 
@@ -25,35 +26,34 @@ impl BatchProgress {
 
     /// Shows how far the run has come, if it is time to.
     pub(super) fn show(&mut self, now: &Progress) {
-        let done = now.succeeded + now.failed;
-        self.display.set_position(done, Some(now.lines));
+        let now = counts(now);
+        self.display.set_position(now.done, Some(now.lines));
         if !self.display.is_due(REFRESH) {
             return;
         }
         let elapsed = self.display.elapsed();
-        let tokens = now.prompt_tokens + now.generated_tokens;
-        let (before, then) = std::mem::replace(&mut self.before, (tokens, elapsed));
-        let rate = (tokens - before) as f64 / (elapsed - then).as_secs_f64().max(1e-3);
-        let left = time_left(now, elapsed).map_or("unknown time".to_owned(), clock);
-        let text = format!("{} failed, {rate:.0} tokens/s, {left} left", now.failed);
-        self.display.show(&text, &format!("{done} of {} requests, {text}", now.lines));
+        let (before, then) = std::mem::replace(&mut self.before, (now.tokens, elapsed));
+        let text = rate_and_time_left(&now, now.tokens - before, elapsed - then, elapsed);
+        self.display.show(&text, &progress_line(&now, &text));
     }
 
     /// Removes the bar.
     pub(super) fn finish(&self) {
         self.display.finish();
     }
+
+    /// Logs what the whole run did.
+    pub(super) fn log_total(&self, now: &Progress) {
+        tracing::info!("{}", total(&counts(now), self.display.elapsed()));
+    }
 }
 
-/// The time that the remaining lines take, if they take as long as those of this run.
-fn time_left(now: &Progress, elapsed: Duration) -> Option<Duration> {
-    let left = now.lines - now.succeeded - now.failed;
-    let seconds = elapsed.as_secs_f64() * left as f64 / now.written as f64;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// A duration as hours, minutes and seconds.
-fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    format!("{}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+fn counts(now: &Progress) -> Counts {
+    Counts {
+        lines: now.lines,
+        done: now.succeeded + now.failed,
+        failed: now.failed,
+        written: now.written,
+        tokens: now.prompt_tokens + now.generated_tokens,
+    }
 }

@@ -21,7 +21,12 @@ pub(super) fn run(
     quant: ActQuant,
     out: &mut Acts,
 ) -> Result<(), DeviceError> {
-    let (rows, cols, gated) = (h.rows, out.cols, kind == Activation::SwiGlu);
+    let (rows, cols) = (h.rows, out.cols);
+    // The kernel has one formula with a gate and one without.
+    let gated = match kind {
+        Activation::SquaredRelu => false,
+        Activation::SwiGlu => true,
+    };
     let width = if gated { 2 * cols } else { cols };
     assert_eq!(h.cols, width, "columns of the input of {kind:?} with {cols} outputs");
     let params = ActivationParams {

@@ -8,6 +8,13 @@ use std::time::{Duration, Instant};
 
 use crate::device::{DeviceError, Graph};
 
+/// Bytes of dynamic shared memory that a block may ask for: those of a Hopper multiprocessor without the
+/// kernels' static part.
+pub(super) const MAX_SHARED: usize = 220 << 10;
+
+/// Bytes of the largest parameters of a kernel.
+pub(super) const MAX_PARAMS: usize = 512;
+
 /// A kernel and its launch configuration.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch {

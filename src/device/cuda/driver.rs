@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::backend::{Backend, HostCopy, Launch};
+use super::backend::{Backend, HostCopy, Launch, MAX_PARAMS, MAX_SHARED};
 use crate::device::DeviceError;
 
 /// A backend and the count of bytes allocated on it.
@@ -57,6 +57,12 @@ impl Driver {
         launch: Launch,
         params: &P,
     ) -> Result<(), DeviceError> {
+        const { assert!(size_of::<P>() <= MAX_PARAMS, "the parameters of a kernel are too large") };
+        let Launch { kernel, shared, .. } = launch;
+        if shared > MAX_SHARED {
+            let message = format!("expected at most {MAX_SHARED} bytes of shared memory, got {shared}");
+            return Err(DeviceError { op: kernel, message });
+        }
         if launch.grid.contains(&0) {
             return Ok(());
         }

@@ -39,13 +39,21 @@ pub(super) fn run(
         bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
         out: out.target(rows, quant),
         cols: cols as u32,
-        layer_norm: u32::from(norm.kind == NormKind::LayerNorm1p),
+        layer_norm: layer_norm(norm.kind),
         eps: norm.eps,
         unused: 0,
     };
     let launch = Launch { kernel: "norm", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };
     // SAFETY: shapes have been checked.
     unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// The parameter `layer_norm` of kernels that compute a norm.
+pub(super) fn layer_norm(kind: NormKind) -> u32 {
+    match kind {
+        NormKind::LayerNorm1p => 1,
+        NormKind::RmsNorm => 0,
+    }
 }
 
 /// Checks the weights and the output of a norm over rows of `cols` elements.

@@ -4,7 +4,7 @@ use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::reduce::{ReduceMode, Reduction};
 use super::row::{self, Quantised};
 use super::{Acts, Cuda, Launch, norm};
-use crate::device::{ActQuant, DeviceError, Norm, NormKind};
+use crate::device::{ActQuant, DeviceError, Norm};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -55,7 +55,7 @@ impl Peers {
             bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
             out: std::array::from_fn(|rank| target.at(values[rank], scales[rank])),
             cols: cols as u32,
-            layer_norm: u32::from(norm.kind == NormKind::LayerNorm1p),
+            layer_norm: norm::layer_norm(norm.kind),
             first: own.start as u32,
             last: own.end as u32,
             two_shot: u32::from(two_shot),

@@ -1,8 +1,8 @@
 //! `kernels/reward_head.cu`.
 
 use super::row::{MAX_COLS, threads};
-use super::{Cuda, Floats, Launch};
-use crate::device::{DeviceError, Norm, NormKind, RewardWeights};
+use super::{Cuda, Floats, Launch, norm};
+use crate::device::{DeviceError, Norm, RewardWeights};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -45,7 +45,7 @@ pub(super) fn run(
         out: out.data.address(),
         cols: cols as u32,
         width: width as u32,
-        layer_norm: u32::from(norm.kind == NormKind::LayerNorm1p),
+        layer_norm: norm::layer_norm(norm.kind),
         eps: norm.eps,
     };
     let launch =

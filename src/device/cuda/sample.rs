@@ -346,35 +346,54 @@ fn device_row(row: &SampleRow<'_>, ids: &Range<u32>, lists: &mut Vec<u32>) -> De
         lists.extend(words);
         [begin as u32, ((lists.len() - begin) / width) as u32]
     };
+    // All fields are named, so that a new one cannot be forgotten here.
+    let &SampleRow {
+        temperature,
+        top_p,
+        top_k,
+        min_p,
+        repetition_penalty,
+        presence_penalty,
+        frequency_penalty,
+        logit_bias,
+        barred,
+        allowed,
+        prompt,
+        output,
+        seed,
+        position,
+        logprobs,
+        slot,
+    } = row;
     // Only the repetition penalty reads the prompt.
-    let prompt = if row.repetition_penalty == 1.0 { &[] } else { row.prompt };
-    let bias = row.logit_bias.iter().filter_map(|(id, bias)| Some([offset(*id)?, bias.to_bits()]));
-    let output = row.output.iter().filter_map(|(id, count)| Some([offset(*id)?, *count]));
+    let prompt = if repetition_penalty == 1.0 { &[] } else { prompt };
+    let bias = logit_bias.iter().filter_map(|(id, bias)| Some([offset(*id)?, bias.to_bits()]));
+    let output = output.iter().filter_map(|(id, count)| Some([offset(*id)?, *count]));
     let words = ids.start as usize / 32..ids.end.div_ceil(32) as usize;
-    let allowed = row.allowed.map_or(&[] as &[u32], |allowed| {
+    let allowed = allowed.map_or(&[] as &[u32], |allowed| {
         // The kernel reads a word for each id.
         assert!(allowed.len() >= words.end, "a mask of {} words for ids {ids:?}", allowed.len());
         &allowed[words]
     });
     DeviceRow {
-        temperature: row.temperature,
-        top_p: row.top_p,
-        min_p: row.min_p,
-        repetition: row.repetition_penalty,
-        presence: row.presence_penalty,
-        frequency: row.frequency_penalty,
-        top_k: row.top_k,
-        position: row.position,
-        seed: [row.seed as u32, (row.seed >> 32) as u32],
-        logprobs: alternatives(row.logprobs),
+        temperature,
+        top_p,
+        min_p,
+        repetition: repetition_penalty,
+        presence: presence_penalty,
+        frequency: frequency_penalty,
+        top_k,
+        position,
+        seed: [seed as u32, (seed >> 32) as u32],
+        logprobs: alternatives(logprobs),
         target: 0,
         bias: list(&mut bias.flatten(), 2),
-        barred: list(&mut row.barred.iter().filter_map(|id| offset(*id)), 1),
+        barred: list(&mut barred.iter().filter_map(|id| offset(*id)), 1),
         prompt: list(&mut prompt.iter().filter_map(|id| offset(*id)), 1),
         output: list(&mut output.flatten(), 2),
         allowed: list(&mut allowed.iter().copied(), 1),
         allowed_bit: ids.start % 32,
-        slot: row.slot,
+        slot,
     }
 }
 

@@ -1,8 +1,8 @@
 //! The number of sentences of an English text, by the Punkt algorithm (Kiss and Strunk, 2006) as NLTK runs
-//! it. The reference uses parameters that were learnt from a corpus of newspapers; here short lists stand for
-//! them ([`super::english`]). `scripts/compare_ifeval.py` counts how often the numbers differ.
+//! it. The reference uses parameters that were learnt from a corpus of newspapers; here lists of words stand
+//! for them ([`super::english`]). `scripts/compare_ifeval.py` counts how often the numbers differ.
 
-use super::english::{ABBREVIATIONS, COMMON, NEVER_NAMES, STARTERS};
+use super::english::{ABBREVIATIONS, AFTER_NUMBER, COMMON, NEVER_NAMES, STARTERS};
 use super::python_text::is_space;
 
 /// Marks that may end a sentence.
@@ -147,6 +147,10 @@ fn second_pass(token: &mut Token, next: &Token) {
     let initial = is_initial(&token.text);
     let word = kind(&next.text, next.ends);
     let is_upper = next.text.chars().next().is_some_and(char::is_uppercase);
+    if is_number(&token.text) && AFTER_NUMBER.contains(&word.as_str()) {
+        (token.ends, token.abbreviation) = (false, true);
+        return;
+    }
     if (token.abbreviation || is_ellipsis(&token.text)) && !initial {
         if starts_sentence(next, &word) == Some(true) || (is_upper && STARTERS.contains(&word.as_str())) {
             token.ends = true;
@@ -174,9 +178,9 @@ fn starts_sentence(token: &Token, word: &str) -> Option<bool> {
     first.is_lowercase().then_some(false)
 }
 
-/// Whether a list has this lowercase word.
+/// Whether a list has this word, which mostly stands in small letters.
 fn is_common(word: &str) -> bool {
-    [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
+    word != "i" && [&NEVER_NAMES[..], &STARTERS, &COMMON].iter().any(|words| words.contains(&word))
 }
 
 /// The word in small letters, without the full stop of its sentence.

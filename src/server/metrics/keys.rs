@@ -28,14 +28,26 @@ const DIGEST_DIGITS: usize = 8;
 /// Label of all users beyond [`MAX_USERS`].
 const OTHER_USERS: &str = "other";
 
-/// The metrics, each with the values of its label `kind`; none if it does not have that label.
-const FAMILIES: [(&str, &[&str]); 6] = [
-    ("octant_key_requests_total", &[]),
-    ("octant_key_queue_seconds_total", &[]),
-    ("octant_key_prefill_seconds_total", &[]),
-    ("octant_key_decode_seconds_total", &[]),
-    ("octant_key_kv_block_seconds_total", &[]),
-    ("octant_key_tokens_total", &["prompt", "generated", "cached", "computed", "recomputed"]),
+/// A sample of a metric: the value of its label `kind`, if it has one, and the counter that it shows.
+type KindOfSample = (Option<&'static str>, fn(&KeyCounters) -> f64);
+
+/// The metrics, each with its samples for one key.
+const FAMILIES: [(&str, &[KindOfSample]); 6] = [
+    ("octant_key_requests_total", &[(None, |key| key.requests.get() as f64)]),
+    ("octant_key_queue_seconds_total", &[(None, |key| key.queue.get())]),
+    ("octant_key_prefill_seconds_total", &[(None, |key| key.prefill.get())]),
+    ("octant_key_decode_seconds_total", &[(None, |key| key.decode.get())]),
+    ("octant_key_kv_block_seconds_total", &[(None, |key| key.kv_block_seconds.get())]),
+    (
+        "octant_key_tokens_total",
+        &[
+            (Some("prompt"), |key| key.prompt_tokens.get() as f64),
+            (Some("generated"), |key| key.generated_tokens.get() as f64),
+            (Some("cached"), |key| key.cached_tokens.get() as f64),
+            (Some("computed"), |key| key.computed_tokens.get() as f64),
+            (Some("recomputed"), |key| key.recomputed_tokens.get() as f64),
+        ],
+    ),
 ];
 
 /// Counters of all keys and users.
@@ -97,12 +109,12 @@ impl KeyMetrics {
             let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
             table.by_label.values().cloned().collect()
         };
-        for (index, (name, _)) in FAMILIES.iter().enumerate() {
+        for (index, (name, kinds)) in FAMILIES.iter().enumerate() {
             let help = find(name).expect("the table has every name").help;
             write_title(name, "counter", help, format, out);
             for usage in &usages {
-                for (kind, begin) in usage.samples[index].iter().enumerate() {
-                    sample(out, begin, usage.value(index, kind));
+                for ((_, value), begin) in kinds.iter().zip(&usage.samples[index]) {
+                    sample(out, begin, value(&usage.counters));
                 }
             }
         }
@@ -110,39 +122,14 @@ impl KeyMetrics {
 
     /// An entry with all counters at 0.
     fn new_usage(&self, label: &str, registered: bool) -> Arc<KeyUsage> {
-        let begin = |name: &str, kind: Option<&&str>| {
+        let begin = |name: &str, kind: Option<&str>| {
             let common = self.common.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-            let own = [("key", label)].into_iter().chain(kind.map(|kind| ("kind", *kind)));
+            let own = [("key", label)].into_iter().chain(kind.map(|kind| ("kind", kind)));
             labelled(name, own.chain(common))
         };
-        let samples = FAMILIES.map(|(name, kinds)| match kinds {
-            [] => vec![begin(name, None)],
-            kinds => kinds.iter().map(|kind| begin(name, Some(kind))).collect(),
-        });
+        let samples =
+            FAMILIES.map(|(name, kinds)| kinds.iter().map(|(kind, _)| begin(name, *kind)).collect());
         Arc::new(KeyUsage { counters: Arc::new(zero_counters()), registered, samples })
-    }
-}
-
-impl KeyUsage {
-    /// The value of a sample. `metric` is an index into [`FAMILIES`], `kind` one into the kinds of that
-    /// metric.
-    fn value(&self, metric: usize, kind: usize) -> f64 {
-        let counters = &self.counters;
-        let tokens = [
-            &counters.prompt_tokens,
-            &counters.generated_tokens,
-            &counters.cached_tokens,
-            &counters.computed_tokens,
-            &counters.recomputed_tokens,
-        ];
-        match metric {
-            0 => counters.requests.get() as f64,
-            1 => counters.queue.get(),
-            2 => counters.prefill.get(),
-            3 => counters.decode.get(),
-            4 => counters.kv_block_seconds.get(),
-            _ => tokens[kind].get() as f64,
-        }
     }
 }
 

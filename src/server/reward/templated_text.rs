@@ -174,6 +174,14 @@ pub(crate) fn turn_markers() -> impl Iterator<Item = &'static str> {
     FORMATS.iter().flat_map(|(_, markers)| markers.iter().copied()).chain(UNREAD)
 }
 
+/// A marker in an answer that stands alone: any turn marker, or a token before or after a conversation at the
+/// answer's beginning or end.
+pub(crate) fn marker_in_answer(answer: &str) -> Option<&'static str> {
+    let inner = answer.trim();
+    let at_edge = |edge: &&str| inner.starts_with(edge) || inner.ends_with(edge);
+    turn_markers().find(|marker| answer.contains(marker)).or_else(|| EDGES.into_iter().find(at_edge))
+}
+
 /// Whether a text begins with a turn, as a chat template writes it.
 pub(crate) fn begins_with_turn(text: &str) -> bool {
     let inner = without_edges(text).trim_start();

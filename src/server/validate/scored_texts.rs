@@ -11,7 +11,7 @@ use crate::generation::{ChatMessage, Content, Prompts, Role};
 use crate::server::error::ApiError;
 use crate::server::fields::wrong_type;
 use crate::server::reward::templated_text::{
-    self, begins_with_turn, is_default_system, turn_markers, without_edges,
+    self, begins_with_turn, is_default_system, marker_in_answer, turn_markers, without_edges,
 };
 use crate::server::reward::types::PROMPT;
 use crate::server::reward::writer::Subject;
@@ -140,7 +140,8 @@ fn turns(input: InputText, limits: &Limits) -> Result<Read, ApiError> {
     Ok(Read { path, messages: messages.into(), answer: None, answers })
 }
 
-/// Reads a prompt and the answers to it.
+/// Reads a prompt and the answers to it. An answer with a marker, such as the end of its turn, is refused: it
+/// is generated text, and the marker as plain text would give a plausible wrong number.
 pub(super) fn answered(
     prompt: Value,
     answers: Vec<Value>,
@@ -158,6 +159,13 @@ pub(super) fn answered(
     let one = |(i, answer): (usize, Value)| {
         let path = format!("answers[{i}]");
         let Value::String(text) = answer else { return Err(wrong_type(&path, "a string", &answer)) };
+        if let Some(marker) = marker_in_answer(&text) {
+            let text = format!(
+                "expected the text of an answer, got the marker {marker}; leave it out, or send \
+                 messages_list, where markers are text"
+            );
+            return Err(ApiError::invalid(path, text));
+        }
         let answer = Some(ChatMessage::new(Role::Assistant, text));
         Ok(Read { path, messages: Arc::clone(&shared), answer, answers: before.clone() })
     };

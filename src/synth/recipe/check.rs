@@ -99,12 +99,18 @@ fn check_role(key: &str, role: &Role) -> Checked {
             format!("expected sampling fields; got `{field}`, which the stage sets"),
         );
     }
-    match role.tokens_per_second {
-        Some(rate) if !(rate > 0.0 && rate.is_finite()) => {
-            wrong(&at("tokens_per_second"), format!("expected a number above 0; got {rate}"))
-        }
-        _ => Ok(()),
+    let rates = [
+        ("tokens_per_second", role.tokens_per_second),
+        ("prompt_tokens_per_second", role.prompt_tokens_per_second),
+    ];
+    match rates.into_iter().find_map(|(name, rate)| Some((name, rate?)).filter(|(_, rate)| !is_rate(*rate))) {
+        Some((name, rate)) => wrong(&at(name), format!("expected a number above 0; got {rate}")),
+        None => Ok(()),
     }
+}
+
+fn is_rate(rate: f64) -> bool {
+    rate > 0.0 && rate.is_finite()
 }
 
 fn sources(recipe: &Recipe) -> Checked {

@@ -101,7 +101,7 @@ pub struct Role {
     /// Longest time without a byte of an answer, in seconds.
     #[serde(default = "timeout")]
     pub timeout: u64,
-    /// Attempts of one request that fails for a reason other than a full server.
+    /// Attempts of one request that fails for a reason other than status 429 or 503.
     #[serde(default = "attempts")]
     pub attempts: u32,
     /// Fields of each request, such as `temperature` and `max_tokens`.
@@ -113,8 +113,11 @@ pub struct Role {
     /// For the judge: how it is asked.
     #[serde(default)]
     pub api: JudgeApi,
-    /// Tokens that the server writes in a second over all requests, for the estimate of a dry run.
+    /// Tokens that the server writes in a second over all requests, with `concurrency` of them at once. For
+    /// the time that a dry run estimates; the judge needs none, since it writes nothing.
     pub tokens_per_second: Option<f64>,
+    /// Prompt tokens that the server computes in a second, for the same estimate.
+    pub prompt_tokens_per_second: Option<f64>,
 }
 
 fn concurrency() -> usize {

@@ -10,7 +10,7 @@ use super::super::error::SynthError;
 use super::super::export::Turn;
 use super::super::journal::Finished;
 use super::super::recipe::Dialogues;
-use super::super::records::{DialogueRecord, Prompt, Response, Stage};
+use super::super::records::{DialogueRecord, Prompt, Reject, Response, Stage, with_turns};
 use super::super::servers::Who;
 use super::super::templates::render;
 use super::super::workers::{Context, Item, StagePlan};
@@ -105,7 +105,7 @@ impl Talk<'_> {
                 None
             };
             if let Some(reason) = reason {
-                finished.rejects.push(reject(self.id, reason, Some(&answer.text)));
+                finished.rejects.push(self.reject(reason, &answer.text));
                 return Ok(false);
             }
             self.messages.push(turn("assistant", answer.text.trim()));
@@ -123,15 +123,22 @@ impl Talk<'_> {
         let variables = context! { personality, messages => self.messages };
         let text = render(&self.context.recipe.templates.user_turn, &variables);
         let seed = self.context.seed(&format!("{}.user{}", self.id, self.messages.len()));
-        let answer = user.chat(&[turn("user", &text)], None, seed, job)?;
+        let answer = user.chat(&[turn("user", &text)], None, seed, job);
+        // The request's one turn has the conversation as a text; the reject has its turns.
+        let answer = answer.map_err(|error| error.with_turns(&self.messages))?;
         let cut = |text: String, pattern: &Regex| pattern.replace_all(&text, "").into_owned();
         let said = self.cut.iter().fold(answer.text.trim().to_owned(), cut);
         if said.trim().is_empty() {
-            finished.rejects.push(reject(self.id, "empty turn of the user", Some(&answer.text)));
+            finished.rejects.push(self.reject("empty turn of the user", &answer.text));
             return Ok(false);
         }
         self.messages.push(turn("user", said.trim()));
         Ok(true)
+    }
+
+    /// The reject of this conversation, with its turns and the reply that ended it.
+    fn reject(&self, reason: &str, reply: &str) -> Reject {
+        reject(self.id, reason, Some(&with_turns(&self.messages, reply)))
     }
 }
 

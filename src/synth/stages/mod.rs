@@ -8,8 +8,8 @@ mod select;
 
 pub(super) use answers::{dialogues, responses};
 pub(super) use lists::{keywords, subtopics, topics};
-pub(super) use prompts::{prompts, refined};
-pub(super) use scores::{Scored, filtered, pairs, rewards};
+pub(super) use prompts::{fields, prompts, refined};
+pub(super) use scores::{MOST_TOGETHER, Scored, filtered, pairs, rewards};
 pub(super) use select::selected;
 
 use serde::Serialize;

@@ -165,7 +165,7 @@ fn given(context: &Context<'_>) -> Result<Vec<Prompt>, SynthError> {
 }
 
 /// A field of each row of a JSONL file. A number counts as its text.
-fn fields(path: &Path, field: &str) -> Result<Vec<String>, SynthError> {
+pub(in super::super) fn fields(path: &Path, field: &str) -> Result<Vec<String>, SynthError> {
     let rows: Vec<Map<String, Value>> = read_lines(path)?;
     let text = |(line, row): (usize, &Map<String, Value>)| match row.get(field) {
         Some(Value::String(text)) if !text.trim().is_empty() => Ok(text.clone()),

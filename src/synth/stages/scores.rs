@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::{Value, json};
 
-use super::super::endpoint::{CallError, Endpoint, Job, short};
+use super::super::endpoint::{CallError, Endpoint, Job, Refusal, short};
 use super::super::error::SynthError;
 use super::super::export::Turn;
 use super::super::journal::Finished;
@@ -16,7 +16,7 @@ use super::super::workers::{Context, Item, StagePlan};
 use super::{depends, input, of_role, reject};
 
 /// Most responses in one request to the judge.
-const MOST_TOGETHER: usize = 32;
+pub(in super::super) const MOST_TOGETHER: usize = 32;
 
 /// Attribute values of one turn.
 type Values = BTreeMap<String, f64>;
@@ -66,16 +66,15 @@ pub(in super::super) fn rewards(
         match &item.input {
             Subject::Dialogue(dialogue) => {
                 let turns = dialogue_values(judge, &dialogue.messages, job);
-                let raw = dialogue.messages.last().map_or("", |turn| &turn.content);
-                let subject = Scoring { judge, options, id: &dialogue.id, raw };
+                let subject = Scoring { judge, options, id: &dialogue.id, messages: &dialogue.messages };
                 subject.finish(turns, finished)?;
             }
             Subject::Responses(responses) => {
                 for responses in responses.chunks(MOST_TOGETHER) {
                     let all = response_values(judge, responses, job)?;
                     for (response, values) in responses.iter().zip(all) {
-                        let (id, raw) = (&response.id, &response.response);
-                        let subject = Scoring { judge, options, id, raw };
+                        let messages = &conversation(response);
+                        let subject = Scoring { judge, options, id: &response.id, messages };
                         subject.finish(values.map(|values| vec![values]), finished)?;
                     }
                 }
@@ -90,8 +89,8 @@ struct Scoring<'a> {
     judge: &'a Endpoint,
     options: &'a RewardOptions,
     id: &'a str,
-    /// The text that is scored.
-    raw: &'a str,
+    /// The turns that are scored.
+    messages: &'a [Turn],
 }
 
 impl Scoring<'_> {
@@ -104,10 +103,10 @@ impl Scoring<'_> {
         let scored = turns.and_then(|turns| reward(self.judge, self.options, self.id, turns));
         match scored {
             Ok(reward) => finished.records.push(reward),
-            Err(CallError::Refused(message)) => finished.rejects.push(Reject {
-                detail: Some(message),
-                ..reject(self.id, "refused by the server", Some(self.raw))
-            }),
+            Err(CallError::Refused(refusal)) => {
+                let refusal = Refusal { messages: self.messages.to_vec(), ..refusal };
+                finished.rejects.push(Reject::refused(self.id, refusal));
+            }
             Err(fatal) => return Err(fatal),
         }
         Ok(())
@@ -136,8 +135,8 @@ fn response_values(
     if judge.api == JudgeApi::Reward {
         match last_turns(judge, &conversations, job) {
             Ok(values) => return Ok(values.into_iter().map(Ok).collect()),
-            Err(CallError::Refused(message)) if conversations.len() == 1 => {
-                return Ok(vec![Err(CallError::Refused(message))]);
+            Err(CallError::Refused(refusal)) if conversations.len() == 1 => {
+                return Ok(vec![Err(CallError::Refused(refusal))]);
             }
             Err(CallError::Refused(_)) => {}
             Err(fatal) => return Err(fatal),
@@ -246,7 +245,9 @@ fn reward(
     }
     let score = sum / turns.len().max(1) as f64;
     if !score.is_finite() {
-        return Err(CallError::Refused(format!("expected a finite score; got {score}")));
+        let message = format!("expected a finite score; got {score}");
+        let reply = format!("{turns:?}");
+        return Err(CallError::Refused(Refusal { message, messages: Vec::new(), reply }));
     }
     Ok(Reward { id: id.to_owned(), score, turns })
 }
@@ -258,17 +259,16 @@ pub(in super::super) fn filtered(
     scored: &Scored<'_>,
 ) -> Result<Vec<Kept>, SynthError> {
     let threshold = context.recipe.reward.as_ref().map(|reward| reward.threshold);
-    let (mut kept, mut rejects) = (Vec::new(), Vec::new());
-    let mut judge = |id: &str, parent: &str, messages: Vec<Turn>| {
+    let judge = |id: &str, parent: &str, messages: Vec<Turn>| {
         let reward = scored.rewards.get(id);
         let raw = messages.last().map(|turn| turn.content.clone());
         match (threshold, reward) {
-            (Some(_), None) => rejects.push(reject(id, "no score", raw.as_deref())),
-            (Some(least), Some(reward)) if reward.score < least => rejects.push(Reject {
+            (Some(_), None) => Err(reject(id, "no score", raw.as_deref())),
+            (Some(least), Some(reward)) if reward.score < least => Err(Reject {
                 detail: Some(format!("{} is below {least}", reward.score)),
                 ..reject(id, "below the threshold", raw.as_deref())
             }),
-            _ => kept.push(Kept {
+            _ => Ok(Kept {
                 id: id.to_owned(),
                 parent: parent.to_owned(),
                 score: reward.map(|reward| reward.score),
@@ -277,15 +277,15 @@ pub(in super::super) fn filtered(
             }),
         }
     };
-    for dialogue in scored.dialogues {
-        judge(&dialogue.id, &dialogue.parent, dialogue.messages.clone());
-    }
+    let dialogues = scored.dialogues.iter();
+    let mut outcomes: Vec<Result<Kept, Reject>> =
+        dialogues.map(|dialogue| judge(&dialogue.id, &dialogue.parent, dialogue.messages.clone())).collect();
     let groups = by_prompt(scored.responses);
     let taken = scored.dialogues.len() + groups.len();
     for (parent, responses) in groups {
         let score = |response: &Response| scored.rewards.get(&response.id).map(|reward| reward.score);
         let mut best: Option<&Response> = None;
-        for response in responses.into_iter().filter(|response| response.correct != Some(false)) {
+        for response in responses.iter().copied().filter(|response| response.correct != Some(false)) {
             let is_better = best.is_none_or(|best| match (score(response), score(best)) {
                 (Some(score), Some(highest)) => score > highest,
                 (Some(_), None) => true,
@@ -297,11 +297,31 @@ pub(in super::super) fn filtered(
         }
         // Without a judge, ground truth alone says that a response is good.
         let best = best.filter(|best| threshold.is_some() || best.correct == Some(true));
-        if let Some(best) = best {
-            judge(&best.id, parent, conversation(best));
+        outcomes.push(match best {
+            Some(best) => judge(&best.id, parent, conversation(best)),
+            None => Err(no_best(parent, &responses)),
+        });
+    }
+    let (mut kept, mut rejects) = (Vec::new(), Vec::new());
+    for outcome in outcomes {
+        match outcome {
+            Ok(one) => kept.push(one),
+            Err(reject) => rejects.push(reject),
         }
     }
     context.write_local(Stage::Filtered, taken, kept, rejects)
+}
+
+/// The reject of a prompt none of whose responses is known to be good.
+fn no_best(parent: &str, responses: &[&Response]) -> Reject {
+    let is_wrong = responses.iter().all(|response| response.correct == Some(false));
+    let reason = if is_wrong { "every response is wrong" } else { "neither a score nor a known answer" };
+    reject(parent, reason, Some(&texts(responses)))
+}
+
+/// The texts of responses as JSON, for the raw text of a reject.
+fn texts(responses: &[&Response]) -> String {
+    json!(responses.iter().map(|response| &response.response).collect::<Vec<_>>()).to_string()
 }
 
 /// Values for each assistant turn; turns before the rated ones have none.
@@ -347,12 +367,11 @@ pub(in super::super) fn pairs(context: &Context<'_>, scored: &Scored<'_>) -> Res
                     .iter()
                     .map(|r| json!({ "id": r.id, "score": score(r), "correct": r.correct }))
                     .collect();
-                let raw = responses.iter().map(|r| &r.response).collect::<Vec<_>>();
                 rejects.push(Reject {
                     id,
                     reason: why.to_string(),
                     detail: Some(json!(scores).to_string()),
-                    raw: Some(json!(raw).to_string()),
+                    raw: Some(texts(&responses)),
                 });
             }
         }

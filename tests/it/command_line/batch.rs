@@ -138,6 +138,13 @@ fn tear(path: &Path, random: &mut Random) {
     }
 }
 
+/// The tokens of a whole run and the rest of the line about it on standard error.
+fn total(told: &str) -> (u64, &str) {
+    let (_, line) = told.split_once("this run: 300 requests and ").expect(told);
+    let (tokens, rest) = line.split_once(" tokens in ").expect(told);
+    (tokens.parse().expect(told), rest.lines().next().expect(told))
+}
+
 #[test]
 fn a_run_that_is_killed_and_resumed_writes_the_records_of_one_that_is_not() {
     let (files, model) = (Files::new(&requests()), model());
@@ -145,6 +152,8 @@ fn a_run_that_is_killed_and_resumed_writes_the_records_of_one_that_is_not() {
     let told = String::from_utf8_lossy(&whole.stderr).into_owned();
     assert_eq!(status(&whole), Some(3), "some lines fail: {told}");
     assert!(told.contains("180 answers in ") && told.contains("120 errors in "), "{told}");
+    let (tokens, rate) = total(&told);
+    assert!(tokens > 0 && rate.ends_with(" tokens/s"), "{told}");
     let mut random = Random::new(11);
     for kill in 0..KILLS {
         let before = files.written();

@@ -30,6 +30,33 @@ fn verdicts_are_those_of_lm_eval() {
     assert_eq!(rules.len(), 25, "{rules:?}");
 }
 
+/// The counts are those of NLTK.
+#[test]
+fn sentences_end_after_initials_abbreviations_and_numbers_as_in_nltk() {
+    let folder = Folder::new();
+    let texts = [
+        (2, "We sat in row o. Let us go now."),
+        (1, "Look at point k. I like it."),
+        (1, "Row k. Hartley wrote it."),
+        (2, "We met at Smith & Co. Despite that it grew."),
+        (1, "Mr. H. C. Lind met J.K. Rowling."),
+        (2, "He came on Tues. Despite that it rained."),
+        (1, "It began in 1995. Business grew."),
+        (2, "It began in 1995. Trade grew."),
+    ];
+    let rows = texts.map(|(count, text)| {
+        let kwargs = [("at least", count), ("less than", count + 1)]
+            .map(|(relation, count)| json!({ "num_sentences": count, "relation": relation }));
+        let rules = ["length_constraints:number_sentences"; 2];
+        json!({ "key": 1, "prompt": text, "instruction_id_list": rules, "kwargs": kwargs, "response": text })
+    });
+    let file = folder.rows("rows.jsonl", &rows);
+    let (_, json) = report(&["ifeval", &file, "--responses", &file], &folder.output());
+    for (row, (count, text)) in json["rows"].as_array().unwrap().iter().zip(texts) {
+        assert_eq!(row["follow_instruction_list_strict"], json!([true, true]), "{count}: {text}");
+    }
+}
+
 #[test]
 fn answers_of_a_server_are_scored_at_both_levels() {
     let folder = Folder::new();

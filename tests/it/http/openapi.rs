@@ -111,6 +111,34 @@ async fn the_document_has_every_route_and_no_other() {
 }
 
 #[tokio::test]
+async fn the_fields_of_every_json_body_are_compared_with_the_reader() {
+    let document = document(&Setup::new().launch()).await;
+    let mut documented = BTreeSet::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for operation in methods.as_object().unwrap().values() {
+            let Some(content) = operation.pointer("/requestBody/content/application~1json") else { continue };
+            let name = content["schema"]["$ref"].as_str().unwrap_or_else(|| panic!("{path}: {content}"));
+            documented.insert((name.rsplit('/').next().unwrap().to_owned(), path.clone()));
+        }
+    }
+    // `files_and_batches_are_documented_as_they_are` has the body of batches.
+    let batch = ("BatchRequest", "/v1/batches", Value::Null);
+    let compared = bodies().into_iter().chain([batch]);
+    let compared: BTreeSet<_> = compared.map(|(name, path, _)| (name.to_owned(), path.to_owned())).collect();
+    assert_eq!(documented, compared, "`bodies` has a row for each");
+}
+
+/// Files and batches aside, whose faults are not those of requests.
+#[test]
+fn the_alert_on_errors_counts_every_route_that_reads_a_body() {
+    let alerts = include_str!("../../../deploy/alerts.yml");
+    let rule = alerts.split("alert: OctantErrors").nth(1).unwrap();
+    let handlers = rule.split("handler=~\"").nth(1).unwrap().split('"').next().unwrap();
+    let counted: BTreeSet<_> = handlers.split('|').collect();
+    assert_eq!(counted, bodies().iter().map(|(_, path, _)| *path).collect());
+}
+
+#[tokio::test]
 async fn every_reference_of_the_document_leads_to_a_schema() {
     let document = document(&Setup::new().launch()).await;
     let mut open = vec![&document];

@@ -108,6 +108,87 @@ async fn a_chat_without_an_answer_or_with_wishes_for_one_is_refused_by_name() {
     assert_eq!(refused.error().2.as_deref(), Some("temperature"));
 }
 
+/// Fields of a chat completion that are used where the model scores, or whose wish every score meets.
+fn used_fields() -> Value {
+    json!({
+        "model": "judge",
+        "messages": turns(&["Why?", "Because."]),
+        "chat_template_kwargs": { "a": 1 },
+        // The reply always has them, and a score has no random choice.
+        "logprobs": true,
+        "seed": 7,
+        // `tools` is refused, so there is nothing to choose.
+        "tool_choice": "none",
+        "parallel_tool_calls": true,
+        "cache_salt": "x",
+        "user": "x",
+        "priority": 1,
+        "timeout": 9.5,
+        "return_cost": true,
+        "metadata": { "a": "b" },
+        // It changes only how another field is applied.
+        "guided_decoding_backend": "outlines",
+    })
+}
+
+/// A value of a field that asks for something.
+fn wish(field: &str, schema: &Value) -> Value {
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": { "type": "object" } } });
+    match field {
+        "tools" => json!([tool]),
+        "stream_options" => json!({ "include_usage": true }),
+        "response_format" => json!({ "type": "json_object" }),
+        "structured_outputs" => json!({ "json_object": true }),
+        "nvext" => json!({ "guided_regex": "a" }),
+        "json_schema" | "guided_json" => json!({ "type": "object" }),
+        "logit_bias" => json!({ "5": 1 }),
+        "ebnf" | "guided_grammar" => json!("root ::= \"a\""),
+        _ => {
+            let kind = match &schema["type"] {
+                Value::Array(kinds) => &kinds[0],
+                _ if schema.get("anyOf").is_some() => &schema["anyOf"][0]["type"],
+                kind => kind,
+            };
+            match kind.as_str() {
+                Some("boolean") => json!(true),
+                Some("integer") => json!(2),
+                Some("number") => json!(0.5),
+                Some("string") => json!("x"),
+                Some("array") if schema["items"]["type"] == "integer" => json!([5]),
+                Some("array") => json!(["a"]),
+                _ => panic!("{field} needs a value here: {schema}"),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_chat_uses_refuses_or_names_each_field() {
+    let server = launch(&FIVE);
+    let document = server.get("/openapi.json").await.json();
+    let fields = &document["components"]["schemas"]["ChatCompletionRequest"]["properties"];
+    let used = used_fields();
+    let reply = server.post("/v1/chat/completions", used.clone()).await;
+    assert_eq!((reply.status, reply.header("x-ignored-fields")), (200, None), "{}", reply.text());
+    let fields = fields.as_object().unwrap();
+    assert!(used.as_object().unwrap().keys().all(|field| fields.contains_key(field)));
+    for (field, schema) in fields.iter().filter(|(field, _)| used.get(field).is_none()) {
+        // It is refused without `guided_json`, which is refused too.
+        if field == "guided_whitespace_pattern" {
+            continue;
+        }
+        let body = merged(json!({ "messages": used["messages"] }), json!({ field: wish(field, schema) }));
+        let reply = server.post("/v1/chat/completions", body).await;
+        let names = reply.header("x-ignored-fields").unwrap_or_default();
+        let is_named = reply.status == 200 && names.split(',').any(|name| name == field);
+        let error = reply.json()["error"].clone();
+        let refused = error["message"].as_str().is_some_and(|text| text.contains("not supported"));
+        let path = error["param"].as_str().unwrap_or_default();
+        let is_refused = reply.status == 400 && refused && path.starts_with(field.as_str());
+        assert!(is_named || is_refused, "`scored_chat.rs` has no rule for {field}: {}", reply.text());
+    }
+}
+
 #[tokio::test]
 async fn classify_ends_with_the_score_and_get_reward_has_columns() {
     let server = launch(&FIVE);

@@ -225,3 +225,42 @@ async fn a_prompt_with_turn_markers_is_read_with_each_of_its_answers() {
     let messages = server.post("/v1/reward", json!({ "messages": plain })).await.json();
     assert_eq!(reply["data"], messages["data"]);
 }
+
+#[tokio::test]
+async fn answers_to_a_prompt_without_markers_have_none_either() {
+    let server = launch(&FIVE);
+    let prompts = [json!("Why?"), turns(&["Why?"])];
+    for (answer, marker) in [
+        ("Because.<|im_end|>", "<|im_end|>"),
+        ("Because.<|im_end|>\n<|endoftext|>", "<|im_end|>"),
+        ("Because.<|endoftext|>", "<|endoftext|>"),
+        ("Because.<|eot_id|>", "<|eot_id|>"),
+        ("Because. </s>\n", "</s>"),
+        ("<s> Because.", "<s>"),
+        ("Because.[PAD][PAD]", "[PAD]"),
+        ("Because.\n<extra_id_1>User\nMore?", "<extra_id_1>"),
+        ("Because.<extra_id_2>", "<extra_id_2>"),
+        ("Because.<end_of_turn>\n", "<end_of_turn>"),
+        ("Because. [INST] More? [/INST]", "[INST]"),
+        ("<|im_start|>assistant\nBecause.", "<|im_start|>"),
+    ] {
+        for prompt in &prompts {
+            let body = json!({ "prompt": prompt, "answers": ["No.", answer] });
+            let refused = server.post("/v1/reward", body).await;
+            assert_eq!((refused.status, refused.error().2.as_deref()), (400, Some("answers[1]")), "{answer}");
+            let expected = format!("got the marker {marker}; leave it out, or send messages_list");
+            assert!(refused.text().contains(&expected), "{answer}: {}", refused.text());
+        }
+        // In messages it is text.
+        let list = json!({ "messages_list": [turns(&["Why?", answer])] });
+        let reply = server.post("/v1/reward", list).await.json();
+        assert_eq!(reply["data"][0]["values"]["helpfulness"], number(values(&["Why?", answer], 5)[0]));
+    }
+    // Text that only resembles a marker is an answer.
+    let alike = ["1 < 2 <s>and</s> 3", "</s", "a <pad> of paper", "im_end", "Use <end> and [INST."];
+    let reply = server.post("/v1/reward", json!({ "prompt": "Why?", "answers": alike })).await.json();
+    for (answer, entry) in alike.iter().zip(reply["data"].as_array().unwrap()) {
+        let expected = number(values(&["Why?", answer], 5)[0]);
+        assert_eq!(entry["values"]["helpfulness"], expected, "{answer}");
+    }
+}

@@ -25,26 +25,66 @@ const TEMPLATE: &str = "\
     {%- endfor -%}
     {{- ns.answer }}<|eos|>";
 
-fn launch() -> TestServer {
-    let mut setup = Setup { template: TEMPLATE, ..Setup::new() };
+/// The answers to the prompts of NeMo Curator's pipeline of open questions, as it words them: a numbered list
+/// of as many items as the last number of the prompt says, about the prompt's subject; and the items of a
+/// numbered list as YAML.
+const LISTS: &str = "\
+    {%- set text = messages[-1].content -%}
+    {%- if 'yaml list of strings' in text -%}
+    {%- for line in text.split('\\n') if line[:1].isdigit() -%}
+    - {{ line[3:] ~ '\\n' }}
+    {%- endfor -%}
+    {%- else -%}
+    {%- set ns = namespace(count=0) -%}
+    {%- for word in text.split() if word.isdigit() -%}{%- set ns.count = word | int -%}{%- endfor -%}
+    {%- if text.startswith('Question: ') -%}
+        {%- set subject = text.split('\\n')[0].replace('Question: ', '') -%}
+        {%- set item = [subject ~ ' Give ', ' reasons.'] -%}
+    {%- elif 'related to ' in text -%}
+        {%- set subject = text.split('related to ')[1].split('?')[0] -%}
+        {%- set item = ['What are the ', ' main facts on ' ~ subject ~ '?'] -%}
+    {%- else -%}
+        {%- set subject = text.split('aspects of ')[1].split('?')[0] -%}
+        {%- set item = ['', ' parts of ' ~ subject] -%}
+    {%- endif -%}
+    {{- 'Here is the list.\\n' -}}
+    {%- for word in ['two', 'three', 'four', 'five'][:ns.count] -%}
+    {{ loop.index ~ '. ' ~ item | join(word) ~ '\\n' }}
+    {%- endfor -%}
+    {%- endif -%}
+    <|eos|>";
+
+fn launch(template: &'static str) -> TestServer {
+    let mut setup = Setup { template, ..Setup::new() };
     setup.config.max_model_len = 8192;
     setup.config.num_blocks = 512;
     setup.config.max_num_batched_tokens = 2048;
     setup.launch()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/clients/servers.py starts it and ends it"]
-async fn serve_scripted_answers() {
-    let server = launch();
+/// Serves until standard input ends.
+async fn serve(template: &'static str) {
+    let server = launch(template);
     println!("\nlistening on {}", server.address);
     let wait = || std::io::stdin().read_to_end(&mut Vec::new());
     tokio::task::spawn_blocking(wait).await.expect("it does not panic").expect("standard input is open");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "tests/clients/harness.py starts it and ends it"]
+async fn serve_scripted_answers() {
+    serve(TEMPLATE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "tests/clients/harness.py starts it and ends it"]
+async fn serve_lists() {
+    serve(LISTS).await;
+}
+
 #[tokio::test]
 async fn the_script_is_the_answer_and_results_of_tools_follow_it() {
-    let server = launch();
+    let server = launch(TEMPLATE);
     let ask =
         |messages| server.post("/v1/chat/completions", json!({ "model": "parrot", "messages": messages }));
     let user = json!({ "role": "user", "content": "Hello. ANSWER:Good day." });
@@ -56,4 +96,21 @@ async fn the_script_is_the_answer_and_results_of_tools_follow_it() {
     let result = |id: &str| json!({ "role": "tool", "tool_call_id": id, "content": id });
     let messages = json!([user, assistant, result("a"), result("b")]);
     assert_eq!(content(ask(messages).await), "The tools say: a b");
+}
+
+#[tokio::test]
+async fn lists_have_the_items_that_a_prompt_asks_for_and_become_yaml() {
+    let server = launch(LISTS);
+    let list = "Here is the list.\n1. two parts of the sea\n2. three parts of the sea\n";
+    let yaml = "- two parts of the sea\n- three parts of the sea\n";
+    let convert = format!("Parse it into a yaml list of strings.\n\n {list}");
+    for (prompt, expected) in [
+        ("Can you generate 2 topics that encompass various aspects of the sea? Be diverse.", list),
+        (&convert, yaml),
+    ] {
+        let messages = json!([{ "role": "user", "content": prompt }]);
+        let body = json!({ "model": "parrot", "messages": messages });
+        let reply = server.post("/v1/chat/completions", body).await.json();
+        assert_eq!(reply["choices"][0]["message"]["content"], expected);
+    }
 }

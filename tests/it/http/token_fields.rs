@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::test_server::{EOS, Setup, TestServer, merged};
+use crate::device::model::{fixture, runner};
 
 /// The first answer's text and its finish reason.
 fn answer(reply: &Value) -> (&str, &str) {
@@ -194,6 +195,50 @@ async fn prompt_logprobs_begin_at_a_token_and_have_a_sum() {
             refused.text()
         );
     }
+}
+
+/// A model in place of the fake executor.
+#[tokio::test]
+async fn prompt_logprobs_of_a_model_equal_those_of_an_echo() {
+    let mut setup = Setup::new();
+    setup.config.vocab_size = 384;
+    setup.config.max_model_len = 256;
+    let runner = runner(&fixture("llama"), &setup.config);
+    let server = setup.launch_with(runner);
+    let text: String = ('a'..='z').cycle().take(170).collect();
+    // The chat template ends the text with the end token.
+    let ids: Vec<u32> = text.bytes().map(u32::from).chain([EOS]).collect();
+    let echo = json!({ "echo": true, "logprobs": 1, "max_tokens": 0, "cache_salt": "echo" });
+    let echo = server.complete(json!([ids]), echo).await.json();
+    let echoed = echo["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap().clone();
+    assert_eq!((echoed.len(), &echoed[0]), (171, &Value::Null));
+    let asked = |start: usize, salt: &str| {
+        let scores = json!({ "prompt_logprobs": 1, "prompt_logprobs_start": start });
+        merged(scores, json!({ "max_tokens": 0, "cache_salt": salt }))
+    };
+    let check = |reply: &Value, entries: &Value, start: usize, cached: usize| {
+        let entries = entries.as_array().unwrap();
+        assert_eq!(entries.len(), 171 - start, "from {start}");
+        for (entry, i) in entries.iter().zip(start..) {
+            assert_eq!(entry[ids[i].to_string()]["logprob"], echoed[i], "token {i} from {start}");
+        }
+        assert_eq!(reply["usage"]["prompt_tokens_details"]["cached_tokens"], cached, "from {start}");
+    };
+    for (start, salt, cached) in [(170, "cold", 0), (170, "echo", 128), (66, "echo", 64), (0, "echo", 0)] {
+        let reply = server.complete(json!([ids]), asked(start, salt)).await.json();
+        check(&reply, &reply["choices"][0]["prompt_logprobs"], start, cached);
+        let reply = server.chat(&text, asked(start, &format!("{salt} {start} chat"))).await.json();
+        check(&reply, &reply["prompt_logprobs"], start, 0);
+    }
+    let (one, two, chat) = tokio::join!(
+        server.complete(json!([ids]), asked(130, "echo")),
+        server.complete(json!([ids]), asked(0, "another")),
+        server.chat(&text, asked(70, "echo")),
+    );
+    let [one, two, chat] = [one, two, chat].map(|reply| reply.json());
+    check(&one, &one["choices"][0]["prompt_logprobs"], 130, 128);
+    check(&two, &two["choices"][0]["prompt_logprobs"], 0, 0);
+    check(&chat, &chat["prompt_logprobs"], 70, 64);
 }
 
 /// A template with turns, as trainers of preferences use it: a closed turn ends with `/`.

@@ -38,6 +38,11 @@ fn nemotron(change: Value) -> Result<ModelConfig, LoadError> {
     read(&Value::Object(changed(&base("nemotron"), &change)))
 }
 
+/// Checks that two configurations have the same values. Their norms and activations cannot be compared.
+fn assert_same(got: &ModelConfig, expected: &ModelConfig) {
+    assert_eq!(format!("{got:?}"), format!("{expected:?}"));
+}
+
 fn refused(config: Result<ModelConfig, LoadError>, parts: &[&str]) {
     let error = config.err().map(|e| e.to_string()).unwrap_or_default();
     for part in parts {
@@ -148,10 +153,10 @@ fn keys_without_an_effect_change_nothing_and_are_not_warned_about() {
         "attention_multiplier": 0.25, "query_pre_attn_scalar": 16, "rope_scaling": null, "mystery": null,
         "temperature": 1.0, "top_k": 50, "max_length": 20, "no_rope_layers": [1, 1], "unsloth_version": "1",
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "factor": 1.0}});
-    assert_eq!(llama(same).unwrap(), plain);
+    assert_same(&llama(same).unwrap(), &plain);
     for window in [json!({"sliding_window": 512}), json!({"sliding_window": 8, "use_sliding_window": false})]
     {
-        assert_eq!(llama(window).unwrap(), plain);
+        assert_same(&llama(window).unwrap(), &plain);
     }
 }
 
@@ -175,7 +180,7 @@ fn unknown_keys_are_warned_about_once_by_name() {
         for part in parts {
             assert!(got.warnings[0].contains(part), "`{}` lacks `{part}`", got.warnings[0]);
         }
-        assert_eq!(ModelConfig { warnings: Vec::new(), ..got }, plain);
+        assert_same(&ModelConfig { warnings: Vec::new(), ..got }, &plain);
     }
 }
 

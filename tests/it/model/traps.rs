@@ -62,9 +62,10 @@ fn frequencies_are_spaced_over_the_rotated_dimensions() {
 fn query_key_layer_scaling_has_no_effect() {
     let dir = copy("nemotron");
     let run = || logits(dir.path(), Precision::None, KvDtype::Bf16, &[5, 80, 33, 7]);
-    let without = (ModelConfig::from_dir(dir.path()).unwrap(), run());
+    let config = || format!("{:?}", ModelConfig::from_dir(dir.path()).unwrap());
+    let without = (config(), run());
     edit(dir.path(), json!({"apply_query_key_layer_scaling": true, "attention_softmax_in_fp32": false}));
-    assert_eq!((ModelConfig::from_dir(dir.path()).unwrap(), run()), without);
+    assert_eq!((config(), run()), without);
 }
 
 #[test]
@@ -106,8 +107,8 @@ fn without_kv_heads_every_query_head_has_its_own() {
 #[test]
 fn nemotron_subtracts_the_mean_has_biases_and_no_gate() {
     let nemotron = config("nemotron", json!({}));
-    assert_eq!(nemotron.norm, NormKind::LayerNorm1p);
-    assert_eq!(nemotron.activation, Activation::SquaredRelu);
+    assert!(matches!(nemotron.norm, NormKind::LayerNorm1p));
+    assert!(matches!(nemotron.activation, Activation::SquaredRelu));
     assert!(!nemotron.tied);
     assert_eq!(nemotron.linear_shapes()[2], (128, 64), "one matrix up, no gate");
 }

@@ -69,6 +69,31 @@ fn the_row_with_the_last_prompt_token_computes_the_head_and_ends_the_request() {
     );
 }
 
+/// `max_num_seqs` limits the prompts that are computed at once. A score leaves with its last prompt token.
+#[test]
+fn a_score_runs_until_its_last_prompt_token_and_is_never_decoded() {
+    for (seqs, steps) in [(1, 12), (2, 6), (12, 3)] {
+        let config = SchedulerConfig { max_num_seqs: seqs, prefix_caching: false, ..scoring() };
+        let mut bench = Bench::new(config);
+        // A step has 64 tokens: four prompts.
+        let all: Vec<Request> = (0..12).map(|i| scored(prompt(i, 16))).collect();
+        let ids = bench.submit_group(all.clone()).unwrap();
+        let mut waiting = 12;
+        for _ in 0..steps {
+            let plan = bench.step();
+            let whole = |row: &Row| row.reward && !row.sample && row.tokens.len() == 16;
+            assert!(plan.rows.iter().all(whole), "{seqs} sequences");
+            waiting -= plan.rows.len();
+            let counts = bench.scheduler.counts();
+            assert_eq!((counts.running, counts.waiting), (0, waiting), "{seqs} sequences");
+        }
+        assert!(bench.scheduler.is_idle());
+        for (id, asked) in ids.iter().zip(&all) {
+            assert_eq!(bench.answer(*id), Some(alone(asked, 100)));
+        }
+    }
+}
+
 #[test]
 fn a_prefix_hit_leaves_the_last_token_to_compute() {
     let mut bench = Bench::new(scoring());
@@ -94,6 +119,31 @@ fn scores_that_arrive_together_share_their_prompt() {
         assert_eq!(bench.answer(*id), Some(alone(asked, 100)));
     }
     assert_eq!(bench.scheduler.counts().prefix_hits, 7 * 256);
+}
+
+/// Eight answers of 60 tokens to a prompt of 1,000, in steps of 512 tokens. The first computes the prompt,
+/// and the others wait for its 15 full blocks: 1,760 tokens in place of 8,480.
+#[test]
+fn answers_to_a_long_prompt_take_five_steps_and_not_seventeen() {
+    for (prefix_caching, steps, hits) in [(true, 5, 7 * 960), (false, 17, 0)] {
+        let config = SchedulerConfig {
+            max_num_seqs: 16,
+            max_num_batched_tokens: 512,
+            max_model_len: 1060,
+            num_blocks: 200,
+            prefix_caching,
+            ..scoring()
+        };
+        let mut bench = Bench::new(config);
+        let answers: Vec<Request> =
+            (0..8).map(|i| scored([prompt(0, 1000), prompt(50 + i, 60)].concat())).collect();
+        let ids = bench.submit_group(answers.clone()).unwrap();
+        assert_eq!(bench.run(2), steps, "prefix caching: {prefix_caching}");
+        assert_eq!(bench.scheduler.counts().prefix_hits, hits);
+        for (id, asked) in ids.iter().zip(&answers) {
+            assert_eq!(bench.answer(*id), Some(alone(asked, 100)));
+        }
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Scores of a simulated model with a reward head.
 
 use octant::engine::Engine;
+use octant::request::Request;
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 
 use super::cost;
 use crate::device::determinism::block_on;
-use crate::device::reward::{score, score_request};
+use crate::device::reward::score;
 use crate::fake::config;
 
 /// The values that `src/simulator/answers.rs` documents, for the prompt 7, 8.
@@ -32,13 +33,13 @@ fn a_score_depends_on_the_prompt_alone() {
     let prompts: Vec<Vec<u32>> =
         (0..12).map(|i| (0..1 + 13 * i).map(|t| (t * 7 + i) % 100).collect()).collect();
     let got = block_on(async {
-        let all = prompts.iter().map(|prompt| score(&handle, score_request(prompt)));
+        let all = prompts.iter().map(|prompt| score(&handle, Request::score(prompt)));
         futures_util::future::join_all(all).await
     });
     for (got, prompt) in got.iter().zip(&prompts) {
         assert_eq!(*got, SyntheticAnswers::rewards(prompt, 5));
         assert!(got.iter().all(|value| (0.0..4.0).contains(value)));
     }
-    let got = block_on(score(&handle, score_request(&[7, 8])));
+    let got = block_on(score(&handle, Request::score(&[7, 8])));
     assert_eq!(*got, [0, 1, 2, 3, 4].map(documented));
 }

@@ -20,7 +20,7 @@ use cudarc::driver::{
 };
 use cudarc::nvrtc::Ptx;
 
-use super::backend::{Backend, HostCopy, Launch, ProductLibrary};
+use super::backend::{Backend, HostCopy, Launch, MAX_PARAMS, MAX_SHARED, ProductLibrary};
 use super::driver::Driver;
 use super::{Cuda, Products};
 use crate::device::{DeviceError, Graph};
@@ -29,13 +29,6 @@ pub use nccl::{Nccl, nccl_version};
 use pinned::{Pinned, Staging};
 
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
-
-/// Dynamic shared memory that a block may ask for: that of a Hopper multiprocessor less the kernels' static
-/// part.
-const MAX_SHARED: i32 = 220 << 10;
-
-/// Bytes of the largest parameters of a kernel.
-const MAX_PARAMS: usize = 512;
 
 /// A GPU with the kernels loaded, and one stream.
 #[derive(Debug)]
@@ -91,7 +84,7 @@ impl Gpu {
             for &name in *names {
                 let kernel = module.load_function(name).map_err(|e| driver("cuda", e))?;
                 kernel
-                    .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, MAX_SHARED)
+                    .set_attribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, MAX_SHARED as i32)
                     .map_err(|e| driver("cuda", e))?;
                 kernels.insert(name.trim_start_matches("octant_"), kernel);
             }

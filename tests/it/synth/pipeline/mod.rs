@@ -1,7 +1,11 @@
 //! `octant synth` against a scripted server: what it makes, rejects, repeats and resumes.
 
 mod children;
+mod estimates;
+mod full_servers;
+mod kinds;
 mod recipes;
+mod rejects;
 mod resume;
 pub mod script;
 mod stages;
@@ -145,9 +149,13 @@ impl Setup {
 
     /// `octant synth` as a process.
     pub fn spawn(&self, server: &str) -> Child {
+        self.command(server).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    pub fn command(&self, server: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_octant"));
         command.env_clear().arg("synth").arg(self.write(server)).arg("--out").arg(self.path().join("out"));
-        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        command
     }
 
     pub fn run_with(&self, server: &str, dry_run: bool) -> Outcome {
@@ -163,6 +171,12 @@ impl Setup {
             stop: &Stop::default(),
         });
         Outcome { result, said: said.into_inner().unwrap() }
+    }
+
+    /// Writes a file beside the recipe, with a row for each value.
+    pub fn rows(&self, name: &str, rows: &[Value]) {
+        let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+        fs::write(self.path().join(name), text).unwrap();
     }
 
     /// The lines of a file of the run.

@@ -34,6 +34,11 @@ fn errors_name_line_key_expected_and_got() {
             "open_questions.per_topic: expected a whole number from 1 to 1000; got 0",
         ),
         ("threshold = 1.0", "", "missing field `threshold`"),
+        (
+            "attempts = 1",
+            "prompt_tokens_per_second = 0.0",
+            "roles.prompt_writer.prompt_tokens_per_second: expected a number above 0; got 0",
+        ),
         ("weights = {", "weights = {} # {", "reward.weights: expected the weight of each attribute"),
         ("threshold = 1.0", "threshold = nan", "reward.threshold: expected a finite number; got NaN"),
     ];

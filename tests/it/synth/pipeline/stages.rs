@@ -100,6 +100,12 @@ fn a_limited_number_of_prompts_is_chosen_evenly_and_by_the_seed() {
         setup.run(&ScriptServer::start(usual)).said();
         let reasons = setup.reasons("06-selected");
         assert_eq!(reasons.get("more than select.most"), Some(&(62 - most)));
+        let mut before = setup.lines("04-prompts.jsonl");
+        before.extend(setup.lines("05-refined.jsonl"));
+        for reject in setup.lines("06-selected.rejects.jsonl") {
+            let prompt = before.iter().find(|prompt| prompt["id"] == reject["id"]).unwrap();
+            assert_eq!(reject["raw"], prompt["prompt"]);
+        }
         let lines = setup.lines("06-selected.jsonl");
         lines.iter().map(|prompt| prompt["id"].as_str().unwrap().to_owned()).collect::<Vec<String>>()
     };
@@ -197,23 +203,13 @@ fn a_response_that_the_judge_refuses_does_not_take_the_others_with_it() {
     assert!(long > 0);
     let rejects = setup.lines("09-rewards.rejects.jsonl");
     assert_eq!((rejects.len(), setup.lines("09-rewards.jsonl").len()), (long, 22 - long));
-    assert!(rejects.iter().all(|reject| reject["raw"] == "Too long."), "{rejects:?}");
+    for reject in &rejects {
+        let raw: Value = serde_json::from_str(reject["raw"].as_str().unwrap()).unwrap();
+        let turns = raw["messages"].as_array().unwrap();
+        assert!(turns.len() > 1 && turns.last().unwrap()["content"] == "Too long.", "{raw}");
+        assert_eq!(raw["reply"], json!({ "error": { "message": "messages: too many tokens" } }).to_string());
+    }
     assert!(rejects[0]["detail"].as_str().unwrap().contains("messages: too many tokens"));
-}
-
-#[test]
-fn a_full_server_is_asked_again() {
-    let setup = Setup::new();
-    setup.run(&ScriptServer::start(usual)).said();
-    let mut other = Setup::new();
-    other.concurrency = 4;
-    let server = usual_but(|call| {
-        let status = [429, 503][call.number % 2];
-        let full = Reply { retry_after: Some("0"), ..Reply::error(status, "full") };
-        (call.number % 5 < 2).then_some(full)
-    });
-    other.run(&server).said();
-    assert_eq!(setup.files(), other.files());
 }
 
 #[test]
@@ -225,11 +221,12 @@ fn duplicates_and_texts_of_test_sets_are_rejected_with_their_source() {
     );
     let test = "What is the sum of all the numbers from one to one hundred inclusive";
     fs::write(setup.path().join("test.txt"), format!("{test}\n")).unwrap();
+    let item = format!("Now: {test}?");
     let server = usual_but(move |call| match call.last() {
         text if text.contains("so that it is more specific") => {
             Some(Reply::list(&["Why do tides rise?".to_owned()]))
         }
-        text if text.contains("\"fractions\"") => Some(Reply::list(&[format!("Now: {test}?")])),
+        text if text.contains("\"fractions\"") => Some(Reply::list(std::slice::from_ref(&item))),
         _ => None,
     });
     setup.run(&server).said();
@@ -238,6 +235,9 @@ fn duplicates_and_texts_of_test_sets_are_rejected_with_their_source() {
     let rejects = setup.lines("06-selected.rejects.jsonl");
     let shared = rejects.iter().find(|r| r["id"] == "m0.q0").unwrap();
     assert!(shared["detail"].as_str().unwrap().starts_with("test.txt:1: what is the sum of"));
+    assert_eq!(shared["raw"], format!("Now: {test}?"));
+    let duplicates = rejects.iter().filter(|reject| reject["reason"] == "duplicate");
+    assert!(duplicates.map(|reject| &reject["raw"]).all(|raw| raw == "Why do tides rise?"));
 }
 
 #[test]
@@ -262,6 +262,9 @@ fn ground_truth_decides_where_an_answer_is_known() {
     let pairs = setup.lines("11-pairs.jsonl");
     assert_eq!((pairs.len(), &pairs[0]["decided_by"]), (1, &json!("ground_truth")));
     assert_eq!(setup.reasons("11-pairs").get("every response is wrong"), Some(&1));
+    let rejects = setup.lines("10-filtered.rejects.jsonl");
+    let raw = json!(vec!["It is 5."; 3]).to_string();
+    assert_eq!(rejects, [json!({ "id": "g0", "reason": "every response is wrong", "raw": raw })]);
 }
 
 #[test]
