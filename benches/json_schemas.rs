@@ -73,7 +73,7 @@ impl Setup {
             ids.clone().filter(is_plain).filter(fits).collect()
         };
         let structural = of(b"{}[]\",:0123456789.-e", 2);
-        let closing = [&b"\""[..], b"@", b"}", b"]", b":", b",", b"Z", b"0", b"1", b"-", b"T"]
+        let closing = [&b"\""[..], b"@", b"}", b"]", b":", b",", b"Z", b"D", b"0", b"1", b"-", b"T"]
             .iter()
             .flat_map(|set| of(set, 1))
             .collect();
