@@ -4,9 +4,10 @@
 //!
 //!     cargo bench --bench json_schemas -- MODEL-DIR SCHEMAS OUTPUT
 //!
-//! SCHEMAS is a file of JSON lines, each with a `schema`. OUTPUT has as many lines, each with the `error` of
-//! the compiler, or with `samples`: arrays of the answer's text and of how it ended (`complete`, `cut`, or
-//! the fault).
+//! SCHEMAS is a file of JSON lines, each with a `schema`, and with `sample` set to false if it need only be
+//! compiled. OUTPUT has as many lines, each with the `error` of the compiler, or with `samples`: arrays of
+//! the answer's text and of how it ended (`complete`, `cut`, or the fault). Answers are generated until
+//! there are 20 complete ones, at most 100.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -18,10 +19,13 @@ use octant::random::Random;
 use octant::text::Tokenizer;
 use serde_json::{Value, json};
 
-/// Answers to each schema.
+/// Complete answers to each schema.
 const SAMPLES: usize = 20;
-/// Tokens of an answer before the generator prefers tokens that close what is open.
-const FREE: usize = 40;
+/// The most answers to each schema.
+const ATTEMPTS: usize = 100;
+/// Tokens of an answer before the generator prefers tokens that close what is open: of the first 20 answers,
+/// of the 20 after them, and of all others.
+const FREE: [usize; 3] = [40, 10, 0];
 /// The most tokens of an answer.
 const MOST: usize = 300;
 
@@ -46,7 +50,8 @@ fn main() {
     let mut out = String::new();
     for (number, line) in schemas.lines().enumerate() {
         let line: Value = serde_json::from_str(line).expect("a line is JSON");
-        let answer = setup.answers(number as u64, &line["schema"]);
+        let attempts = if line["sample"] == false { 0 } else { ATTEMPTS };
+        let answer = setup.answers(number as u64, &line["schema"], attempts);
         writeln!(out, "{answer}").expect("a string takes everything");
     }
     std::fs::write(output, out).expect("the output can be written");
@@ -68,32 +73,38 @@ impl Setup {
             ids.clone().filter(is_plain).filter(fits).collect()
         };
         let structural = of(b"{}[]\",:0123456789.-e", 2);
-        let closing =
-            [&b"}"[..], b"]", b"\"", b":", b",", b"0", b"1"].iter().flat_map(|set| of(set, 1)).collect();
+        let closing = [&b"\""[..], b"@", b"}", b"]", b":", b",", b"Z", b"D", b"0", b"1", b"-", b"T"]
+            .iter()
+            .flat_map(|set| of(set, 1))
+            .collect();
         let vocabulary = Vocabulary { tokens: tokens.clone(), special: special.clone(), eos: vec![eos] };
         let compiler = GrammarCompiler::new(vocabulary).expect("the vocabulary is valid");
         Self { compiler, tokens, eos, structural, closing }
     }
 
-    fn answers(&self, number: u64, schema: &Value) -> Value {
+    fn answers(&self, number: u64, schema: &Value, attempts: usize) -> Value {
         let grammar = match self.compiler.compile(&GrammarSource::JsonSchema(schema.to_string())) {
             Ok(grammar) => grammar,
             Err(GrammarError::Internal(error)) => panic!("{error}"),
             Err(error @ GrammarError::Invalid(_)) => return json!({ "error": error.to_string() }),
         };
-        let samples = (0..SAMPLES as u64).map(|sample| {
+        let (mut samples, mut complete) = (Vec::new(), 0);
+        while samples.len() < attempts && complete < SAMPLES {
             let matcher = GrammarMatcher::new(grammar.clone(), vec![self.eos], Vec::new());
-            let (text, end) = self.answer(&matcher, &mut Random::new(number * SAMPLES as u64 + sample));
-            json!([String::from_utf8_lossy(&text), end])
-        });
-        json!({ "samples": samples.collect::<Vec<_>>() })
+            let mut random = Random::new(number * ATTEMPTS as u64 + samples.len() as u64);
+            let free = FREE[(samples.len() / SAMPLES).min(FREE.len() - 1)];
+            let (text, end) = self.answer(&matcher, &mut random, free);
+            complete += usize::from(end == "complete");
+            samples.push(json!([String::from_utf8_lossy(&text), end]));
+        }
+        json!({ "samples": samples })
     }
 
     /// One answer and how it ended.
-    fn answer(&self, matcher: &GrammarMatcher, random: &mut Random) -> (Vec<u8>, String) {
+    fn answer(&self, matcher: &GrammarMatcher, random: &mut Random, free: usize) -> (Vec<u8>, String) {
         let mut text = Vec::new();
         for index in 0..MOST {
-            let token = matcher.mask(index).and_then(|mask| self.choose(&mask, index, random));
+            let token = matcher.mask(index).and_then(|mask| self.choose(&mask, index >= free, random));
             // Without a mask, the matcher says why.
             let token = token.unwrap_or(self.eos);
             let progress = matcher.advance(index, token);
@@ -109,10 +120,10 @@ impl Setup {
         (text, "cut".to_owned())
     }
 
-    /// An allowed token.
-    fn choose(&self, mask: &[u32], index: usize, random: &mut Random) -> Option<u32> {
+    /// An allowed token; with `closes` one that closes what is open, if there is one.
+    fn choose(&self, mask: &[u32], closes: bool, random: &mut Random) -> Option<u32> {
         let is_allowed = |id: &u32| mask[*id as usize / 32] >> (id % 32) & 1 == 1;
-        if index >= FREE {
+        if closes {
             let end = Some(self.eos).filter(is_allowed);
             let closing = || self.closing.iter().copied().find(is_allowed);
             return end.or_else(closing).or_else(|| any(mask, random.bits()));

@@ -6,7 +6,8 @@
 
 The suite comes from the source package of `jsonschema` on PyPI. Needs the demo model's tokenizer
 (`scripts/demo_model.py`). The validator is `jsonschema`, without checks of formats: they are annotations in
-this draft. Exits with status 1 if an answer is invalid or a refusal names no part of its schema.
+this draft. Exits with status 1 if an answer is invalid, a schema has no complete answer, or a refusal does
+not name the keyword at fault.
 """
 
 import argparse

@@ -6,8 +6,8 @@
 
 Some schemas are written by hand; the rest are composed of fields as agents and applications use them:
 arguments of functions, invoices, addresses, events, trees, unions. Needs the demo model's tokenizer
-(`scripts/demo_model.py`). Exits with status 1 if an answer is invalid or a refusal names no part of its
-schema.
+(`scripts/demo_model.py`). Exits with status 1 if an answer is invalid, a schema has no complete answer, or
+a refusal does not name the keyword at fault.
 """
 
 import argparse

@@ -15,33 +15,62 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "demo" / "smollm2-135m-instruct"
 # The greatest exponent of a number that is validated as it stands. Python's decimal numbers end at another.
 MOST_EXPONENT = 4000
+# Complete answers to each schema; the program stops after 100 answers.
+SAMPLES = 20
 # Digits of a quotient of such a number and of one of a schema.
 decimal.getcontext().prec = 3 * MOST_EXPONENT
 
 
-def sample(schemas):
+def sample(schemas, compile_only=False):
     """The program's answer to each schema: {"error"} or {"samples"}."""
     with tempfile.TemporaryDirectory() as folder:
         source, output = pathlib.Path(folder, "schemas"), pathlib.Path(folder, "answers")
-        source.write_text("".join(json.dumps({"schema": schema}) + "\n" for schema in schemas))
+        lines = ({"schema": schema, "sample": not compile_only} for schema in schemas)
+        source.write_text("".join(json.dumps(line) + "\n" for line in lines))
         command = ["cargo", "bench", "--quiet", "--profile", "dev", "--bench", "json_schemas", "--"]
         subprocess.run([*command, MODEL, source, output], cwd=ROOT, check=True)
         return [json.loads(line) for line in output.read_text().rstrip("\n").split("\n")]
 
 
-def keys(schema):
-    """All keys and all texts of types in a schema: what an error may name."""
-    if isinstance(schema, dict):
-        for key, value in schema.items():
-            yield key
-            yield from keys(value)
-    elif isinstance(schema, list):
-        for item in schema:
-            yield from keys(item)
-    elif isinstance(schema, str):
-        yield schema
-    else:
-        yield json.dumps(schema)
+def place(error):
+    """The keywords that an error names, and the JSON pointer of their schema; None if it names none."""
+    match = re.fullmatch(r"([\w$, -]+): .* \(at #(.*)\)", error, re.DOTALL)
+    return match and (match[1].split(", "), match[2])
+
+
+def without(schema, keywords, pointer):
+    """The schema without these keywords of its part at the pointer; None if they do not stand there."""
+    copy = json.loads(json.dumps(schema))
+    part = copy
+    for step in pointer.split("/")[1:]:
+        step = step.replace("~1", "/").replace("~0", "~")
+        try:
+            part = part[int(step) if isinstance(part, list) else step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return None
+    if not isinstance(part, dict) or any(keyword not in part for keyword in keywords):
+        return None
+    for keyword in keywords:
+        del part[keyword]
+    return copy
+
+
+def misnamed(refused):
+    """Those of (name, error, schema) whose error is the same without the keywords that it names, or that
+    names none. An error of the schema `false` names no keyword."""
+    found, mended = [], []
+    for name, error, schema in refused:
+        named = place(error)
+        changed = without(schema, *named) if named else None
+        if changed is not None:
+            mended.append((name, error, schema, changed))
+        elif schema is not False:
+            found.append((name, error, schema))
+    answers = sample([changed for *_, changed in mended], compile_only=True) if mended else []
+    for (name, error, schema, _), answer in zip(mended, answers, strict=True):
+        if answer.get("error") == error:
+            found.append((name, error, schema))
+    return found
 
 
 def has_repeated_names(text):
@@ -87,24 +116,24 @@ def fault(text, validator):
 
 
 def report(named_schemas, draft, formats, shown):
-    """Samples and validates, prints counts, and returns whether every answer is valid and every refusal names
-    a part of its schema."""
+    """Samples and validates, prints counts, and returns whether every answer is valid, every schema has a
+    complete answer, and every refusal names keywords without which the schema has another error or none."""
     schemas = [schema for _, schema in named_schemas]
     answers = sample(schemas)
     checker = draft.FORMAT_CHECKER if formats else None
     types = draft.TYPE_CHECKER.redefine("integer", is_integer)
     exact_draft = jsonschema.validators.extend(draft, {"pattern": pattern}, type_checker=types)
-    ends, refusals, unnamed, invalid = collections.Counter(), collections.Counter(), [], []
-    unchecked = {}
+    ends, refusals, refused, invalid = collections.Counter(), collections.Counter(), [], []
+    unchecked, counts = {}, {}
     accepted = valid = repeated = 0
     for (name, schema), answer in zip(named_schemas, answers, strict=True):
         if "error" in answer:
             error = answer["error"]
             refusals[reason(error)] += 1
-            if not any(key and key in error for key in keys(schema)):
-                unnamed.append((name, error, schema))
+            refused.append((name, error, schema))
             continue
         accepted += 1
+        counts[name] = sum(end == "complete" for _, end in answer["samples"])
         validator = exact_draft(exact(schema), format_checker=checker)
         for text, end in answer["samples"]:
             ends[end] += 1
@@ -119,28 +148,32 @@ def report(named_schemas, draft, formats, shown):
             repeated += why is None and has_repeated_names(text)
             if why:
                 invalid.append((name, why, text, schema))
+    unnamed = misnamed(refused)
     complete = ends["complete"]
     print(f"schemas {len(schemas)}, accepted {accepted}, refused {len(schemas) - accepted}")
     others = dict(ends - collections.Counter(complete=complete))
     print(f"samples {ends.total()}, complete {complete}, other ends {others}")
     print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
+    few = {name: count for name, count in counts.items() if count < SAMPLES}
+    print(f"least complete answers to a schema: {min(counts.values())}; under {SAMPLES}: {len(few)} schemas")
+    for name, count in few.items():
+        print(f"  {count:2} complete: {name}")
     print(f"valid answers with a repeated name in an object: {repeated}")
     for name, error in unchecked.items():
         print(f"  the validator cannot read it: {name}: {error}")
     for text, count in refusals.most_common():
         print(f"  refused {count:4}: {text}")
+    print(f"refusals that name other keywords, or none: {len(unnamed)}")
     for name, error, schema in unnamed:
-        print(f"  names nothing: {name}: {error}: {json.dumps(schema)[:300]}")
+        print(f"  misnamed: {name}: {error}: {json.dumps(schema)[:300]}")
     seen = collections.Counter()
     for name, why, text, schema in invalid:
         seen[name] += 1
         if seen[name] <= shown:
             print(f"  invalid: {name}: {why}\n    {text[:300]!r}\n    {json.dumps(schema)[:400]}")
-    return not invalid and not unnamed and set(ends) <= {"complete", "cut"}
+    return not invalid and not unnamed and all(counts.values()) and set(ends) <= {"complete", "cut"}
 
 
 def reason(error):
     """An error without the parts that differ between schemas."""
-    for mark in (" at ", " in ", " while "):
-        error = error.split(mark)[0]
-    return error[:90]
+    return re.sub(r"(, got '.*')? \((at|within) #.*\)$", "", error)[:90]

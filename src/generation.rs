@@ -213,6 +213,8 @@ impl Generator {
             ask.sampling.grammar = Some(self.compile(source, batch).await?);
         }
         self.add_token_rules(&mut ask, batch).await?;
+        let ignored = ask.sampling.grammar.as_ref().map(|grammar| grammar.ignored().to_vec());
+        let ignored = ignored.unwrap_or_default();
         let (mut requests, mut choices) = (Vec::new(), Vec::new());
         let mut most = 0;
         for (index, prompt) in prompts.iter().enumerate() {
@@ -241,6 +243,7 @@ impl Generator {
             n,
             submitted,
             max_tokens: most,
+            ignored,
         })
     }
 
@@ -351,9 +354,16 @@ pub struct Generation {
     n: usize,
     submitted: Instant,
     max_tokens: u32,
+    /// Paths of keywords in schemas that the answer need not follow.
+    ignored: Vec<String>,
 }
 
 impl Generation {
+    /// Paths of keywords in schemas that the answer need not follow, and that cannot be enforced.
+    pub(crate) fn ignored_keywords(&self) -> &[String] {
+        &self.ignored
+    }
+
     /// Waits for the next update of any choice; `None` once every choice has finished. A failure of one
     /// choice aborts the others.
     ///

@@ -237,6 +237,8 @@ pub enum Finish {
     Complete,
     /// `max_tokens` were generated, or the grammar allows no token of the vocabulary.
     Length,
+    /// The next step of the grammar takes more work than is allowed; the text says which.
+    TooComplex(String),
     /// The server failed; the text says why.
     Error(String),
     /// The client's deadline passed.

@@ -165,8 +165,10 @@ impl Choice {
         if update.finish == Some(Finish::Late) {
             return Err(Failure::Late);
         }
-        if let Some(Finish::Error(reason)) = update.finish {
-            return Err(Failure::Engine(reason));
+        match update.finish {
+            Some(Finish::Error(reason)) => return Err(Failure::Engine(reason)),
+            Some(Finish::TooComplex(reason)) => return Err(Failure::TooComplex(reason)),
+            _ => {}
         }
         if !update.tokens.is_empty() || update.finish.is_some() {
             self.report_prompt(&mut delta);

@@ -89,6 +89,9 @@ pub enum Failure {
     /// The engine failed the request.
     #[error("{0}")]
     Engine(String),
+    /// The next step of the grammar takes more work than is allowed.
+    #[error("{0}")]
+    TooComplex(String),
     /// The client's deadline passed.
     #[error("the request's deadline has passed")]
     Late,

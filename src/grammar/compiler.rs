@@ -1,15 +1,15 @@
 //! Compilation of constraints, with a cache.
 
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
-use serde_json::{Value, json};
+use serde_json::Value;
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, keywords, limits, short};
+use super::fault::Fault;
+use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, limits, schema, short};
 
 /// Compiled grammars that are kept.
 const CACHED: usize = 128;
@@ -17,10 +17,6 @@ const CACHED: usize = 128;
 /// Bytes of the stack on which a grammar is compiled. The deepest grammar within the limits needs an eighth
 /// of it.
 const STACK: usize = 64 << 20;
-
-/// The most whitespace between two parts of a JSON text. Without a limit a model may generate whitespace
-/// until `max_tokens`.
-const JSON_WHITESPACE: &str = r"[ \t\r\n]{1,20}";
 
 /// The tokens that a grammar is matched with.
 #[derive(Debug, Clone)]
@@ -69,8 +65,7 @@ impl GrammarCompiler {
         let factory = ParserFactory::new_simple(&environment);
         let mut factory = factory.map_err(|error| GrammarError::Internal(error.to_string()))?;
         factory.quiet();
-        // Verbose errors contain the tokens of the answer.
-        *factory.limits_mut() = ParserLimits { verbose_errors: false, ..ParserLimits::default() };
+        *factory.limits_mut() = limits::of_parser();
         Ok(Self { factory, vocab, cache: Mutex::default() })
     }
 
@@ -83,28 +78,103 @@ impl GrammarCompiler {
         if let Some(found) = self.cached(source) {
             return Ok(found);
         }
-        let grammar = grammar(source)?;
+        limits::check(source)?;
         // Compiling recurses as deep as rules and definitions refer to one another.
         let compiled = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
-            let thread = thread.spawn_scoped(scope, || {
-                self.initial_matcher(grammar).map_err(|error| self.of_a_schema(source).unwrap_or(error))
-            });
+            let thread = thread.spawn_scoped(scope, || self.matcher_of(source));
             let thread = thread.map_err(|error| GrammarError::Internal(error.to_string()))?;
             thread.join().map_err(|_panic| GrammarError::Internal("the compiler panicked".to_owned()))?
         });
-        let initial = compiled.map_err(|error| explained(error, source))?;
+        let (initial, ignored) = compiled?;
         let initial = Some(Arc::new(Mutex::new(initial)));
         let (source, vocab) = (Some(source.clone()), self.vocab);
-        let grammar = Arc::new(Grammar { source, initial, rules: None, vocab });
+        let grammar = Arc::new(Grammar { source, initial, rules: None, vocab, ignored });
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         cache.push_front(Arc::clone(&grammar));
         cache.truncate(CACHED);
         Ok(grammar)
     }
 
+    /// A matcher at the start of an answer, and the keywords that the grammar ignores, with their paths.
+    fn matcher_of(&self, source: &GrammarSource) -> Result<(Matcher, Vec<String>), GrammarError> {
+        let grammar = match source {
+            GrammarSource::JsonSchema(text) => {
+                return Ok((self.matcher_of_schema(&schema::parse(text)?)?, Vec::new()));
+            }
+            GrammarSource::WithSchemas { lark, schemas } => return self.matcher_of_rules(lark, schemas),
+            GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
+            GrammarSource::Choice(texts) => {
+                let texts: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
+                GrammarWithLexer::from_regex(&texts.join("|"))
+            }
+            GrammarSource::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
+        };
+        Ok((self.initial_matcher(grammar)?, Vec::new()))
+    }
+
+    fn matcher_of_schema(&self, schema: &Value) -> Result<Matcher, GrammarError> {
+        if let Some(fault) = schema::repeats_names(schema) {
+            return Err(fault.into());
+        }
+        let compile = |schema: &Value| {
+            let grammar = GrammarWithLexer::from_json_schema(schema::prepared(schema.clone()));
+            self.initial_matcher(grammar)
+        };
+        compile(schema).map_err(|error| match (schema::fault(schema), error) {
+            (Some(fault), GrammarError::Invalid(_)) => fault.into(),
+            // The fault is not in the schema alone.
+            (None, GrammarError::Invalid(text)) => {
+                let error = |schema: &Value| compile(schema).err().map(|error| error.to_string());
+                Fault::find(schema, text, &error).into()
+            }
+            (_, internal) => internal,
+        })
+    }
+
+    /// A matcher of a grammar with rules that are schemas. Keywords that cannot be enforced are left out of
+    /// parts that are lenient.
+    fn matcher_of_rules(
+        &self,
+        lark: &str,
+        rules: &[SchemaRule],
+    ) -> Result<(Matcher, Vec<String>), GrammarError> {
+        let parsed =
+            rules.iter().map(|rule| schema::parse(&rule.schema).map_err(|error| error.at(rule.path())));
+        let mut schemas: Vec<Value> = parsed.collect::<Result<_, _>>()?;
+        let matcher = |schemas: &[Value]| {
+            let rule = |(rule, schema): (&SchemaRule, &Value)| {
+                format!("\n{}: %json {}", rule.rule, schema::prepared(schema.clone()))
+            };
+            let rules: String = rules.iter().zip(schemas).map(rule).collect();
+            self.initial_matcher(GrammarWithLexer::from_lark(format!("{lark}{rules}")))
+        };
+        let mut ignored = Vec::new();
+        for (rule, schema) in rules.iter().zip(&mut schemas) {
+            while let Some(fault) = schema::repeats_names(schema) {
+                ignored.extend(schema::leave_out(schema, fault, rule)?);
+            }
+        }
+        let error = match matcher(&schemas) {
+            Ok(matcher) => return Ok((matcher, ignored)),
+            Err(error) => error,
+        };
+        let before = ignored.len();
+        for (rule, schema) in rules.iter().zip(&mut schemas) {
+            ignored.extend(schema::relax(schema, rule)?);
+            if let Err(error) = self.matcher_of_schema(schema) {
+                return Err(error.at(rule.path()));
+            }
+        }
+        if ignored.len() == before {
+            return Err(error);
+        }
+        Ok((matcher(&schemas)?, ignored))
+    }
+
     /// A matcher at the start of an answer.
-    fn initial_matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, GrammarError> {
+    fn initial_matcher(&self, grammar: GrammarWithLexer) -> Result<Matcher, GrammarError> {
+        let grammar = TopLevelGrammar::from_grammar(grammar);
         let parser =
             self.factory.create_parser(grammar).map_err(|error| GrammarError::Invalid(short(&error)))?;
         let mut matcher = Matcher::new(Ok(parser));
@@ -116,89 +186,11 @@ impl GrammarCompiler {
         Ok(matcher)
     }
 
-    /// The error of the first schema within a grammar that cannot be compiled by itself.
-    fn of_a_schema(&self, source: &GrammarSource) -> Option<GrammarError> {
-        let GrammarSource::WithSchemas { schemas, .. } = source else { return None };
-        schemas.iter().find_map(|rule| {
-            let schema = schema_of(rule).map(GrammarWithLexer::from_json_schema);
-            let compiled =
-                schema.and_then(|schema| self.initial_matcher(TopLevelGrammar::from_grammar(schema)));
-            compiled.err().map(|error| {
-                let source = GrammarSource::JsonSchema(rule.schema.clone());
-                explained(error, &source).at(&rule.path)
-            })
-        })
-    }
-
     fn cached(&self, source: &GrammarSource) -> Option<Arc<Grammar>> {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let at = cache.iter().position(|grammar| grammar.source() == Some(source))?;
         let found = cache.remove(at)?;
         cache.push_front(Arc::clone(&found));
         Some(found)
-    }
-}
-
-fn grammar(source: &GrammarSource) -> Result<TopLevelGrammar, GrammarError> {
-    limits::check(source)?;
-    let grammar = match source {
-        GrammarSource::JsonSchema(text) => GrammarWithLexer::from_json_schema(json_schema(text, false)?),
-        GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
-        GrammarSource::Choice(texts) => {
-            let texts: Vec<String> = texts.iter().map(|text| regex::escape(text)).collect();
-            GrammarWithLexer::from_regex(&texts.join("|"))
-        }
-        GrammarSource::Lark(text) => GrammarWithLexer::from_lark(text.clone()),
-        GrammarSource::WithSchemas { lark, schemas } => {
-            let mut lark = lark.clone();
-            for rule in schemas {
-                let schema = schema_of(rule).map_err(|error| error.at(&rule.path))?;
-                _ = write!(lark, "\n{}: %json {schema}", rule.rule);
-            }
-            GrammarWithLexer::from_lark(lark)
-        }
-    };
-    Ok(TopLevelGrammar::from_grammar(grammar))
-}
-
-/// The schema of a rule, as the compiler takes it.
-fn schema_of(rule: &SchemaRule) -> Result<Value, GrammarError> {
-    let mut schema = json_schema(&rule.schema, rule.lenient)?;
-    if rule.lenient {
-        schema["x-guidance"]["lenient"] = true.into();
-    }
-    Ok(schema)
-}
-
-/// The error of a constraint, with the keyword and its path in a schema.
-fn explained(error: GrammarError, source: &GrammarSource) -> GrammarError {
-    match (error, source) {
-        (GrammarError::Invalid(text), GrammarSource::JsonSchema(schema)) => {
-            let schema = serde_json::from_str(schema).unwrap_or_default();
-            GrammarError::Invalid(keywords::explain(text, &schema))
-        }
-        (error, _) => error,
-    }
-}
-
-/// The schema, with a limit on whitespace unless it sets one itself. With `lenient`, keywords that cannot be
-/// enforced are ignored.
-fn json_schema(text: &str, lenient: bool) -> Result<Value, GrammarError> {
-    let mut schema: Value =
-        serde_json::from_str(text).map_err(|error| GrammarError::Invalid(error.to_string()))?;
-    limits::check_schema(&schema)?;
-    let prepared = keywords::prepare(&mut schema);
-    if !lenient {
-        prepared?;
-    }
-    let options = json!({ "whitespace_flexible": true, "whitespace_pattern": JSON_WHITESPACE });
-    match schema {
-        Value::Object(mut schema) => {
-            schema.entry("x-guidance").or_insert(options);
-            Ok(Value::Object(schema))
-        }
-        Value::Bool(true) => Ok(json!({ "x-guidance": options })),
-        Value::Bool(false) => Err(GrammarError::invalid("no text satisfies the schema false")),
-        other => Err(GrammarError::Invalid(format!("expected a JSON schema, got {other}"))),
     }
 }

@@ -40,7 +40,7 @@ impl JsonOptions {
                 "" => json!({ "whitespace_flexible": false }),
                 pattern => json!({ "whitespace_flexible": true, "whitespace_pattern": pattern }),
             };
-            schema.insert("x-guidance".to_owned(), options);
+            schema.insert(keywords::OPTIONS.to_owned(), options);
         }
         Ok(schema)
     }

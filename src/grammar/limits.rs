@@ -1,9 +1,10 @@
 //! Limits on the size of a constraint. They bound the time and the depth of its compilation: `llguidance`
 //! recurses along rules and definitions, and its time grows with the square of an expression's length.
 
-use serde_json::Value;
+use llguidance::api::ParserLimits;
+use serde_json::{Map, Value};
 
-use super::{GrammarError, GrammarSource};
+use super::{GrammarError, GrammarSource, keywords};
 
 /// Bytes of a schema, and of all texts of a choice together.
 const MAX_BYTES: usize = 256 << 10;
@@ -17,6 +18,12 @@ const MAX_LINES: usize = 2000;
 const MAX_REGEX_BYTES: usize = 8 << 10;
 /// References in a schema.
 const MAX_REFERENCES: usize = 2000;
+
+/// Limits on the work for one grammar and for each of its masks.
+pub(super) fn of_parser() -> ParserLimits {
+    // Verbose errors contain the tokens of the answer.
+    ParserLimits { verbose_errors: false, ..ParserLimits::default() }
+}
 
 /// Refuses a constraint whose text is too large.
 ///
@@ -51,24 +58,34 @@ fn check_lark(text: &str) -> Result<(), GrammarError> {
 /// [`GrammarError::Invalid`] with the limit and the size.
 pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
     let mut references = 0;
-    check_patterns(schema, &mut references)?;
+    check_patterns(schema, &mut String::new(), &mut references)?;
     at_most("references ($ref)", references, MAX_REFERENCES)
 }
 
 /// Checks the regular expressions of a schema and counts its references.
-fn check_patterns(schema: &Value, references: &mut usize) -> Result<(), GrammarError> {
-    match schema {
-        Value::Object(map) => {
-            *references += usize::from(map.contains_key("$ref"));
-            let pattern = map.get("pattern").and_then(Value::as_str);
-            let names = map.get("patternProperties").and_then(Value::as_object);
-            let names = names.into_iter().flat_map(|names| names.keys().map(String::as_str));
-            for pattern in names.chain(pattern) {
-                at_most("bytes of a pattern", pattern.len(), MAX_REGEX_BYTES)?;
-            }
-            map.values().try_for_each(|value| check_patterns(value, references))
+fn check_patterns(schema: &Value, pointer: &mut String, references: &mut usize) -> Result<(), GrammarError> {
+    if let Value::Object(map) = schema {
+        *references += usize::from(map.contains_key("$ref"));
+        let pattern = map.get("pattern").and_then(Value::as_str).map(|pattern| ("pattern", pattern));
+        let names = map.get("patternProperties").and_then(Value::as_object);
+        let names = names.into_iter().flat_map(Map::keys).map(|name| ("patternProperties", name.as_str()));
+        for (keyword, pattern) in names.chain(pattern) {
+            let checked = at_most("bytes of a pattern", pattern.len(), MAX_REGEX_BYTES);
+            checked.map_err(|error| GrammarError::Invalid(format!("{keyword}: {error} (at #{pointer})")))?;
         }
-        Value::Array(items) => items.iter().try_for_each(|item| check_patterns(item, references)),
+    }
+    let mut check = |step: &str, value: &Value| {
+        let length = pointer.len();
+        keywords::extend(pointer, step);
+        let checked = check_patterns(value, pointer, references);
+        pointer.truncate(length);
+        checked
+    };
+    match schema {
+        Value::Object(map) => map.iter().try_for_each(|(key, value)| check(key, value)),
+        Value::Array(items) => {
+            items.iter().enumerate().try_for_each(|(i, value)| check(&i.to_string(), value))
+        }
         _ => Ok(()),
     }
 }

@@ -34,7 +34,9 @@ pub enum GrammarProgress {
     Complete,
     /// No token of the vocabulary can follow, and the answer is not complete.
     Stuck,
-    /// The grammar became too complex; the text says how.
+    /// The next step of the grammar takes more work than is allowed; the text says which.
+    TooComplex(String),
+    /// The grammar cannot be followed because of a fault of the server; the text says why.
     Failed(String),
 }
 
@@ -160,7 +162,7 @@ impl GrammarMatcher {
         let Some(matcher) = &mut state.matcher else { return };
         match matcher.consume_token(token) {
             Ok(()) => state.progress = progress(matcher),
-            Err(error) => state.progress = GrammarProgress::Failed(short(&error)),
+            Err(error) => state.progress = fault(&error),
         }
     }
 
@@ -191,7 +193,7 @@ impl GrammarMatcher {
         let computed = matcher.compute_mask().and_then(|mask| Ok((mask, matcher.is_accepting()?)));
         let (mut mask, accepting) = computed.map_err(|error| match is_dead_end(&error) {
             true => GrammarProgress::Stuck,
-            false => GrammarProgress::Failed(short(&error)),
+            false => fault(&error),
         })?;
         for id in self.stop_ids.iter().filter(|id| (**id as usize) < self.grammar.vocab) {
             if accepting {
@@ -204,6 +206,16 @@ impl GrammarMatcher {
 
 fn failed(text: &str) -> GrammarProgress {
     GrammarProgress::Failed(text.to_owned())
+}
+
+/// The progress after an error of the matcher. The error has no type of its own: its text tells limits on
+/// work from other faults.
+fn fault(error: &anyhow::Error) -> GrammarProgress {
+    let text = short(error);
+    let is_limit = ["lexer error: ", "parser error: ", "Parser Error: Current row has "]
+        .iter()
+        .any(|begin| text.starts_with(begin));
+    if is_limit { GrammarProgress::TooComplex(text) } else { GrammarProgress::Failed(text) }
 }
 
 fn progress(matcher: &Matcher) -> GrammarProgress {

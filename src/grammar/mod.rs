@@ -8,11 +8,13 @@
 //! busy machine.
 
 mod compiler;
+mod fault;
 mod gbnf;
 mod json_options;
 mod keywords;
 mod limits;
 mod matcher;
+mod schema;
 mod token_rules;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
@@ -52,12 +54,43 @@ pub enum GrammarSource {
 pub struct SchemaRule {
     /// Name of the rule.
     pub rule: String,
-    /// Path of the schema in the request, for errors.
-    pub path: String,
     /// The schema, as JSON text.
     pub schema: String,
+    /// Where the schema comes from in the request. The first place is that of the whole schema; the others
+    /// are those of its parts.
+    pub places: Vec<SchemaPlace>,
+}
+
+/// The place in the request of a schema or of its part.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct SchemaPlace {
+    /// JSON pointer of the part; empty for the whole schema.
+    pub pointer: String,
+    /// Its path in the request, for errors.
+    pub path: String,
     /// Whether keywords that cannot be enforced are ignored. If not, they are errors.
     pub lenient: bool,
+}
+
+impl SchemaRule {
+    /// A rule whose whole schema comes from one field of the request.
+    pub(crate) fn new(rule: String, schema: String, path: String, lenient: bool) -> Self {
+        Self { rule, schema, places: vec![SchemaPlace { pointer: String::new(), path, lenient }] }
+    }
+
+    /// The innermost place with this JSON pointer, and the pointer within it.
+    fn place<'a>(&self, pointer: &'a str) -> Option<(&SchemaPlace, &'a str)> {
+        let within = self.places.iter().filter_map(|place| {
+            let rest = pointer.strip_prefix(place.pointer.as_str())?;
+            (rest.is_empty() || rest.starts_with('/')).then_some((place, rest))
+        });
+        within.max_by_key(|(place, _)| place.pointer.len())
+    }
+
+    /// The path in the request of the whole schema.
+    fn path(&self) -> &str {
+        self.places.first().map_or("", |place| &place.path)
+    }
 }
 
 impl GrammarSource {
@@ -101,6 +134,8 @@ pub struct Grammar {
     rules: Option<TokenRules>,
     /// Ids that the tokenizer knows.
     vocab: usize,
+    /// Paths of keywords that are not enforced.
+    ignored: Vec<String>,
 }
 
 impl Grammar {
@@ -108,7 +143,13 @@ impl Grammar {
     pub fn with_rules(grammar: Option<&Self>, rules: TokenRules, vocab: usize) -> Self {
         let source = grammar.and_then(|grammar| grammar.source.clone());
         let initial = grammar.and_then(|grammar| grammar.initial.clone());
-        Self { source, initial, rules: Some(rules), vocab }
+        let ignored = grammar.map(|grammar| grammar.ignored.clone()).unwrap_or_default();
+        Self { source, initial, rules: Some(rules), vocab, ignored }
+    }
+
+    /// Paths of the keywords that cannot be enforced, in schemas that are lenient.
+    pub fn ignored(&self) -> &[String] {
+        &self.ignored
     }
 
     /// The text that was compiled.
@@ -147,6 +188,9 @@ const ERROR_CHARS: usize = 400;
 /// An error of `llguidance` on one line, cut to a readable length.
 fn short(error: &anyhow::Error) -> String {
     let text = error.to_string().replace("<non-verbose/>", "");
+    if text.starts_with("panic: ") {
+        return "the compiler of grammars failed".to_owned();
+    }
     let text: Vec<&str> = text.split_whitespace().collect();
     text.join(" ").chars().take(ERROR_CHARS).collect()
 }

@@ -1,4 +1,6 @@
 //! Per-slot sampling state of a rank: what it keeps of each running sequence in order to sample its tokens.
+//! The rank's own thread counts the generated tokens for penalties when it has read a step's results, while
+//! the forward pass of the next step may run already. Masks of grammars are computed on a pool.
 
 use std::sync::Arc;
 

@@ -304,8 +304,14 @@ impl Sequence {
     ) {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample);
-        if let Some(fault) = fault(row, &output, config) {
-            let (finish, cached_tokens) = (Some(Finish::Error(fault)), self.first_cached_tokens());
+        let failed = match &output.grammar {
+            GrammarProgress::TooComplex(reason) if !output.non_finite => {
+                Some(Finish::TooComplex(reason.clone()))
+            }
+            _ => fault(row, &output, config).map(Finish::Error),
+        };
+        if let Some(finish) = failed {
+            let (finish, cached_tokens) = (Some(finish), self.first_cached_tokens());
             return updates.push((self.id, Update { finish, cached_tokens, ..Update::default() }));
         }
         self.computed = row.position + row.len;

@@ -78,7 +78,6 @@ async fn answer(
     let seed = offline.map_or_else(random_u64, |line| Ok(line.seed))?;
     let (valid, kind) = endpoint_requests::read(line.endpoint, Fields::new(body), &state.limits, seed)?;
     let valid = valid.of(state.keys.caller_named(&line.owner));
-    let ignored = shown_names(valid.ignored());
     let paths = kind.prompt_paths();
     let refuse = |reject| generate::refusal_error(state, Refusal::Rejected(reject), paths.of(None));
     let engine = state.generator.engine();
@@ -88,6 +87,7 @@ async fn answer(
     let fixed_id = offline.map(|line| line.id);
     let admission = Admission { permit, received_at, timeout: None, fixed_id };
     let generation = generate::start(state, admission, valid, kind, record).await?;
+    let ignored = shown_names(generation.ignored());
     Ok((generation.complete().await?, ignored))
 }
 

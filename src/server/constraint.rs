@@ -3,7 +3,7 @@
 //! A field that is not understood completely is refused: the answer must never be less constrained than the
 //! client asked for.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::field_kinds::{
@@ -319,8 +319,24 @@ fn schema(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
         other => other,
     };
     match value {
-        Value::Object(_) | Value::Bool(_) => Ok(GrammarSource::JsonSchema(value.to_string())),
+        Value::Object(map) => {
+            refuse_options(&map, path)?;
+            Ok(GrammarSource::JsonSchema(Value::Object(map).to_string()))
+        }
+        Value::Bool(_) => Ok(GrammarSource::JsonSchema(value.to_string())),
         other => Err(wrong_type(path, "a JSON schema", &other)),
+    }
+}
+
+/// Refuses options of the grammar's library in a client's schema: they would lift the limit on whitespace, or
+/// drop keywords silently. The library reads them at the root only.
+///
+/// # Errors
+/// 400 if the schema has options.
+pub(super) fn refuse_options(schema: &Map<String, Value>, path: &str) -> Result<(), ApiError> {
+    match schema.contains_key("x-guidance") {
+        true => Err(ApiError::invalid(path, "x-guidance: not supported in a JSON schema (at #)")),
+        false => Ok(()),
     }
 }
 

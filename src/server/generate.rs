@@ -40,6 +40,10 @@ pub(crate) struct TrackedGeneration {
     generation: Generation,
     /// Writes the reply.
     writer: ReplyWriter,
+    /// The path of the field that constrains the answer.
+    grammar_path: String,
+    /// Paths of the request's fields that have no effect.
+    ignored: Vec<String>,
     /// Taken when this is dropped.
     tracker: Option<Tracker>,
     state: Arc<ServerState>,
@@ -57,6 +61,7 @@ pub(crate) async fn start(
     kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<TrackedGeneration, ApiError> {
+    let mut ignored = valid.ignored().to_vec();
     let ValidRequest {
         model,
         ask,
@@ -92,12 +97,14 @@ pub(crate) async fn start(
         let (index, refusal) = refusal.located();
         state.metrics.refused(&refusal);
         match refusal {
-            Refusal::Grammar(error) => ApiError::invalid(grammar_path, error.to_string()),
+            Refusal::Grammar(error) => ApiError::invalid(&*grammar_path, error.to_string()),
             refusal => refusal_error(state, refusal, paths.of(index)),
         }
     })?;
     let tracker = Some(state.metrics.track(admitted, &generation));
-    Ok(TrackedGeneration { generation, writer, tracker, state: Arc::clone(state) })
+    ignored.extend_from_slice(generation.ignored_keywords());
+    let state = Arc::clone(state);
+    Ok(TrackedGeneration { generation, writer, grammar_path, ignored, tracker, state })
 }
 
 /// Returns the API error for a refusal. `param` is the request's field that holds the prompt.
@@ -106,6 +113,11 @@ pub(crate) fn refusal_error(state: &ServerState, refusal: Refusal, param: &str) 
 }
 
 impl TrackedGeneration {
+    /// Paths of unknown fields, and of keywords in schemas of tools that the answer need not follow.
+    pub(crate) fn ignored(&self) -> &[String] {
+        &self.ignored
+    }
+
     /// Returns the next delta of any choice, as [`Generation::next`] does, and records it in the metrics.
     ///
     /// # Errors
@@ -164,7 +176,14 @@ impl TrackedGeneration {
     /// if the engine has stopped: otherwise the request would fail on another server too.
     fn failed(&mut self, failure: Failure) -> ApiError {
         self.tracker.iter_mut().for_each(|tracker| tracker.failed(&failure, self.generation.costs()));
-        let Failure::Engine(reason) = failure else { return ApiError::DeadlineExceeded };
+        let reason = match failure {
+            Failure::Engine(reason) => reason,
+            Failure::TooComplex(reason) => {
+                let text = format!("the grammar became too complex within the answer: {reason}");
+                return ApiError::invalid(&*self.grammar_path, text);
+            }
+            Failure::Late => return ApiError::DeadlineExceeded,
+        };
         if self.state.engine_is_gone() {
             ApiError::EngineFailed(reason)
         } else {

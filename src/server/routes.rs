@@ -240,8 +240,9 @@ async fn respond(
     kind: ReplyKind,
     record: Arc<AccessRecord>,
 ) -> Result<Response<Body>, ApiError> {
-    let (ignored, stream) = (ignored_header(valid.ignored()), valid.stream);
+    let stream = valid.stream;
     let generation = generate::start(state, admission, valid, kind, record).await?;
+    let ignored = ignored_header(generation.ignored());
     let mut response = if stream {
         sse::respond(generation, state.settings.http.keep_alive)
     } else {

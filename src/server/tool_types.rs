@@ -36,7 +36,8 @@ request_fields! {
         /// JSON schema of the arguments, an object. The default is an object without members.
         parameters: Pairs = pairs(usize::MAX, || json!({}));
         /// Whether arguments follow the schema even if no call is required. Keywords that cannot be enforced
-        /// are errors then; otherwise they are ignored.
+        /// are errors then, and where a call is required. Elsewhere `x-ignored-fields` names them if the
+        /// answer follows a grammar for another reason.
         strict: Flag = flag().default("false");
     }
 }

@@ -131,7 +131,7 @@ impl ChatAnswer {
     ) -> Result<ValidRequest, ApiError> {
         let Self { logprobs, max_tokens, tools } = self;
         if let Some(tools) = &tools {
-            wire.constraint = tools.constraint(wire.constraint)?;
+            wire.constraint = tools.constraint(wire.constraint, limits.reject_unknown_fields)?;
         }
         let tools = tools.as_ref().map(ToolUse::calls);
         finish(wire, RouteFields { prompts, logprobs, max_tokens, echo: false, tools }, limits, fresh_seed)

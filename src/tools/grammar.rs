@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::format::Markers;
 use super::{Tool, ToolFormat};
-use crate::grammar::{GrammarSource, SchemaRule};
+use crate::grammar::{GrammarSource, SchemaPlace, SchemaRule};
 
 /// The answer without a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +22,15 @@ pub enum AnswerWithoutCalls {
     },
 }
 
-/// A tool that the answer may call, with the path of its parameters in the request.
+/// A tool that the answer may call.
 #[derive(Debug, Clone, Copy)]
 pub struct AllowedTool<'a> {
     /// The tool.
     pub tool: &'a Tool,
-    /// Path of its parameters.
+    /// Path of its parameters in the request.
     pub path: &'a str,
+    /// Whether keywords of its parameters that cannot be enforced are ignored. If not, they are errors.
+    pub lenient: bool,
 }
 
 /// The grammar of an answer with calls of these tools, several if `several` is set.
@@ -45,8 +47,7 @@ pub fn call_grammar(
     };
     if let AnswerWithoutCalls::Json { schema, path } = without {
         rules[0].push_str(" | json");
-        let (rule, schema) = ("json".to_owned(), schema.clone());
-        schemas.push(SchemaRule { rule, path: path.clone(), schema, lenient: false });
+        schemas.push(SchemaRule::new("json".to_owned(), schema.clone(), path.clone(), false));
     }
     GrammarSource::WithSchemas { lark: rules.join("\n"), schemas }
 }
@@ -84,16 +85,12 @@ fn marked_calls(
     } else {
         rules.push(format!("head: {}", quoted(&format!("{begin}{open}"))));
     }
-    for (i, AllowedTool { tool, path }) in tools.iter().enumerate() {
+    for (i, AllowedTool { tool, path, lenient }) in tools.iter().enumerate() {
         let name = Value::from(tool.name.as_str()).to_string();
         let before = format!("{}\", \"{arguments}\": ", name.trim_matches('"'));
         rules.push(format!("tool{i}: {} args{i}", quoted(&before)));
-        schemas.push(SchemaRule {
-            rule: format!("args{i}"),
-            path: (*path).to_owned(),
-            schema: Value::Object(tool.parameters.clone()).to_string(),
-            lenient: !tool.strict,
-        });
+        let schema = Value::Object(tool.parameters.clone()).to_string();
+        schemas.push(SchemaRule::new(format!("args{i}"), schema, (*path).to_owned(), *lenient));
     }
     rules
 }
@@ -117,11 +114,12 @@ fn bare_calls(
         rules.push(r"TEXT: /\s*[^{\s](?s:.)*/".to_owned());
     }
     rules.insert(0, start);
+    let pointer = |i: usize| format!("/anyOf/{i}/properties/{arguments}");
     let call = |(i, allowed): (usize, &AllowedTool<'_>)| {
         let mut parameters = allowed.tool.parameters.clone();
         // The schema is moved from the root of its document.
         parameters.retain(|key, _| key != "$schema" && key != "$id");
-        let parameters = moved(Value::Object(parameters), &format!("#/anyOf/{i}/properties/{arguments}"));
+        let parameters = moved(Value::Object(parameters), &format!("#{}", pointer(i)));
         json!({
             "type": "object",
             "properties": { "name": { "const": allowed.tool.name }, arguments: parameters },
@@ -130,13 +128,14 @@ fn bare_calls(
         })
     };
     let calls: Vec<Value> = tools.iter().enumerate().map(call).collect();
-    schemas.push(SchemaRule {
-        rule: "call".to_owned(),
-        path: "tools".to_owned(),
-        schema: json!({ "anyOf": calls }).to_string(),
-        // One schema has all calls, so one strict tool makes all of them strict.
-        lenient: tools.iter().all(|allowed| !allowed.tool.strict),
-    });
+    let schema = json!({ "anyOf": calls }).to_string();
+    let mut rule = SchemaRule::new("call".to_owned(), schema, "tools".to_owned(), false);
+    rule.places.extend(tools.iter().enumerate().map(|(i, AllowedTool { path, lenient, .. })| SchemaPlace {
+        pointer: pointer(i),
+        path: (*path).to_owned(),
+        lenient: *lenient,
+    }));
+    schemas.push(rule);
     rules
 }
 

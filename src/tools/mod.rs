@@ -25,7 +25,7 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON schema of the arguments, an object.
     pub parameters: Map<String, Value>,
-    /// Whether arguments must follow the schema. If not, keywords that cannot be enforced are ignored.
+    /// Whether arguments must follow the schema even where no call is required.
     pub strict: bool,
 }
 

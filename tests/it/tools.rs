@@ -289,7 +289,8 @@ fn tools() -> [Tool; 2] {
 
 fn grammar(format: ToolFormat, several: bool, without: &AnswerWithoutCalls) -> GrammarSource {
     let tools = tools();
-    let allowed: Vec<AllowedTool<'_>> = tools.iter().map(|tool| AllowedTool { tool, path: "p" }).collect();
+    let allowed: Vec<AllowedTool<'_>> =
+        tools.iter().map(|tool| AllowedTool { tool, path: "p", lenient: false }).collect();
     call_grammar(format, &allowed, several, without)
 }
 
@@ -316,7 +317,7 @@ fn allows(source: &GrammarSource, answer: &str) -> bool {
         match matcher.advance(at, byte.into()) {
             GrammarProgress::Open => {}
             GrammarProgress::Complete => return at + 1 == answer.len(),
-            GrammarProgress::Stuck | GrammarProgress::Failed(_) => return false,
+            _ => return false,
         }
     }
     allowed(256, answer.len())
@@ -387,23 +388,46 @@ fn a_grammar_allows_what_the_choice_allows() {
 }
 
 #[test]
-fn a_schema_that_cannot_be_enforced_is_an_error_for_a_strict_tool_alone() {
+fn keywords_that_cannot_be_enforced_are_errors_or_are_named_as_ignored() {
     let compiler = bytes();
     let mut tools = tools();
-    tools[0].parameters.insert("not".to_owned(), json!({}));
+    let properties = json!({
+        "a": { "type": "array", "items": { "enum": [1, 2] }, "maxItems": 2, "uniqueItems": true },
+        "b": { "type": "string", "format": "iri", "maxLength": 3 },
+        "c": { "oneOf": [{ "type": "integer", "maximum": 9 }, { "type": "integer", "minimum": 5 }] },
+        "d": { "uniqueItems": true, "type": "null" },
+    });
+    tools[1].parameters.insert("properties".to_owned(), properties);
+    tools[1].parameters.insert("required".to_owned(), json!(["a", "b", "c", "d"]));
     for format in [Hermes, Llama3] {
-        let allowed = |tools: &[Tool; 2]| {
+        let compile = |lenient: bool| {
             let paths = ["tools[0].function.parameters", "tools[1].function.parameters"];
             let allowed: Vec<AllowedTool<'_>> =
-                tools.iter().zip(paths).map(|(tool, path)| AllowedTool { tool, path }).collect();
-            compiler.compile(&call_grammar(format, &allowed, true, &AnswerWithoutCalls::Never))
+                tools.iter().zip(paths).map(|(tool, path)| AllowedTool { tool, path, lenient }).collect();
+            compiler.compile(&call_grammar(format, &allowed, false, &AnswerWithoutCalls::Never))
         };
-        tools[0].strict = true;
-        let error = allowed(&tools).unwrap_err().to_string();
-        let path = if format == Llama3 { "tools: " } else { "tools[0].function.parameters: " };
-        assert!(error.starts_with(path) && error.contains("not"), "{error}");
-        tools[0].strict = false;
-        allowed(&tools).unwrap();
+        let error = compile(false).unwrap_err().to_string();
+        let expected = "tools[1].function.parameters: uniqueItems: not supported in a JSON schema \
+                        (at #/properties/a)";
+        assert_eq!(error, expected, "{format:?}");
+        let grammar = compile(true).unwrap();
+        let mut ignored = grammar.ignored().to_vec();
+        ignored.sort();
+        let expected = ["a/uniqueItems", "b/format", "c/oneOf", "d/uniqueItems"]
+            .map(|name| format!("tools[1].function.parameters#/properties/{name}"));
+        assert_eq!(ignored, expected, "{format:?}");
+        // The other keywords are enforced, and any of the alternatives.
+        let name = &tools[1].name;
+        for (arguments, allowed) in [
+            (r#"{"a": [1, 1], "b": "xyz", "c": 7, "d": null}"#, true),
+            (r#"{"a": [3], "b": "xyz", "c": 7, "d": null}"#, false),
+            (r#"{"a": [], "b": "wxyz", "c": 7, "d": null}"#, false),
+            (r#"{"a": [], "b": "xyz", "c": "7", "d": null}"#, false),
+        ] {
+            let answer = call_text(format, name, arguments);
+            let source = grammar.source().unwrap();
+            assert_eq!(allows(source, &answer), allowed, "{format:?}: {answer}");
+        }
     }
 }
 

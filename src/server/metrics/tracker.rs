@@ -194,6 +194,8 @@ impl Tracker {
         self.set_costs(costs);
         self.finish_all(match failure {
             Failure::Engine(_) => "error",
+            // The request is at fault, and not the server.
+            Failure::TooComplex(_) => "abort",
             Failure::Late => "deadline",
         });
     }

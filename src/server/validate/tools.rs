@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use crate::generation::{ChatMessage, Content, Role, ToolCalls};
 use crate::grammar::GrammarSource;
-use crate::server::constraint::Constraint;
+use crate::server::constraint::{Constraint, refuse_options};
 use crate::server::error::ApiError;
 use crate::server::field_table::Table;
 use crate::server::fields::{Fields, missing, wrong_type};
@@ -146,11 +146,16 @@ impl ToolUse {
         ToolCalls { format: self.format, names: self.tools.iter().map(|tool| tool.name.clone()).collect() }
     }
 
-    /// The constraint on the whole answer. `other` constrains the answer without calls.
+    /// The constraint on the whole answer. `other` constrains the answer without calls. With
+    /// `reject_ignored`, keywords that cannot be enforced are errors for all tools.
     ///
     /// # Errors
     /// 400 if `other` cannot be combined with tools.
-    pub(super) fn constraint(&self, other: Option<Constraint>) -> Result<Option<Constraint>, ApiError> {
+    pub(super) fn constraint(
+        &self,
+        other: Option<Constraint>,
+        reject_ignored: bool,
+    ) -> Result<Option<Constraint>, ApiError> {
         let allowed: Vec<(usize, &Tool)> =
             self.tools.iter().enumerate().filter(|(i, _)| self.allowed[*i]).collect();
         let (path, without) = match (self.mode, other) {
@@ -175,8 +180,12 @@ impl ToolUse {
                 ("tools".to_owned(), AnswerWithoutCalls::Text)
             }
         };
-        let tools: Vec<AllowedTool<'_>> =
-            allowed.iter().map(|&(i, tool)| AllowedTool { tool, path: &self.paths[i] }).collect();
+        let must_follow = self.mode == Mode::Required || reject_ignored;
+        let tools = allowed.iter().map(|&(i, tool)| {
+            let lenient = !must_follow && !tool.strict;
+            AllowedTool { tool, path: &self.paths[i], lenient }
+        });
+        let tools: Vec<AllowedTool<'_>> = tools.collect();
         let source = call_grammar(self.format, &tools, self.parallel, &without);
         Ok(Some(Constraint { path, source }))
     }
@@ -290,6 +299,7 @@ fn joined(content: &Content) -> String {
 
 /// The schema of a tool's parameters, which are always an object.
 fn of_object(mut schema: Map<String, Value>, path: &str) -> Result<Map<String, Value>, ApiError> {
+    refuse_options(&schema, path)?;
     let combined = ["$ref", "anyOf", "oneOf", "allOf"].iter().any(|key| schema.contains_key(*key));
     match schema.get("type") {
         None if combined => {}

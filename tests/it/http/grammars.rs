@@ -105,6 +105,88 @@ async fn a_constraint_that_cannot_be_compiled_is_a_400_that_names_the_field_and_
     server.until_empty().await;
 }
 
+/// The server is not at fault, so the client is not asked to try again; another stream goes on.
+#[tokio::test]
+async fn an_answer_whose_grammar_takes_too_much_work_ends_in_an_error_of_the_request() {
+    let server = Setup::new().launch();
+    let alone = super::limits::stream_choices(&server).await;
+    let grammar = crate::grammar::too_complex();
+    let field = |stream: bool| json!({ "structured_outputs": { "grammar": grammar }, "stream": stream });
+    let letters = "a".repeat(30);
+    let (beside, whole, streamed) = tokio::join!(
+        super::limits::stream_choices(&server),
+        server.chat(&letters, field(false)),
+        server.chat(&letters, field(true)),
+    );
+    assert_eq!(beside, alone);
+    let path = Some("structured_outputs.grammar".to_owned());
+    assert_eq!(whole.error(), (400, Some("invalid_value".to_owned()), path));
+    let text = "the grammar became too complex within the answer: Parser Error: Current row has";
+    assert!(whole.text().contains(text), "{}", whole.text());
+    assert_eq!(streamed.status, 200);
+    assert!(
+        streamed.text().contains(text) && streamed.text().contains("invalid_request_error"),
+        "{}",
+        streamed.text()
+    );
+    server.until_empty().await;
+    let metrics = server.get("/metrics").await.text().to_owned();
+    let failed: Vec<&str> =
+        metrics.lines().filter(|line| line.contains("finished_reason=\"error\"")).collect();
+    assert!(!failed.is_empty() && failed.iter().all(|line| line.ends_with(" 0")), "{failed:?}");
+}
+
+/// Options of the grammar's library would lift the limit on whitespace, or drop keywords silently.
+#[tokio::test]
+async fn options_of_the_grammar_library_in_a_schema_are_refused() {
+    let server = Setup::new().launch();
+    for options in [json!({}), json!(1), json!({ "lenient": true }), json!({ "whitespace_pattern": " *" })] {
+        let schema = json!({ "type": "object", "x-guidance": options });
+        let tool = json!({ "type": "function", "function": { "name": "f", "parameters": schema } });
+        for (path, more) in [
+            ("guided_json", json!({ "guided_json": schema })),
+            ("guided_json", json!({ "guided_json": schema.to_string() })),
+            ("nvext.guided_json", json!({ "nvext": { "guided_json": schema } })),
+            ("json_schema", json!({ "json_schema": schema })),
+            (
+                "structured_outputs.json",
+                json!({ "structured_outputs": { "json": schema,
+                "whitespace_pattern": " ?" } }),
+            ),
+            (
+                "response_format.schema",
+                json!({ "response_format": { "type": "json_object", "schema": schema } }),
+            ),
+            (
+                "response_format.json_schema.schema",
+                json!({ "response_format": { "type": "json_schema",
+                "json_schema": { "schema": schema } } }),
+            ),
+            ("tools[0].function.parameters", json!({ "tools": [tool] })),
+            ("tools[0].function.parameters", json!({ "tools": [tool], "tool_choice": "required" })),
+        ] {
+            let reply = server.chat("hi", more.clone()).await;
+            assert_eq!(
+                (reply.status, reply.error().2.as_deref()),
+                (400, Some(path)),
+                "{more}: {}",
+                reply.text()
+            );
+            assert!(
+                reply.text().contains("x-guidance: not supported in a JSON schema (at #)"),
+                "{}",
+                reply.text()
+            );
+        }
+    }
+    // Elsewhere it is an unknown keyword, and has no effect.
+    let nested = json!({ "type": "object", "properties": { "a": { "x-guidance": 1, "type": "null" } },
+        "required": ["a"], "additionalProperties": false });
+    let text = r#"{"a": null}"#;
+    assert_eq!(chat(&server, text, json!({ "guided_json": nested })).await, ended(text, "stop"));
+    server.until_empty().await;
+}
+
 /// Constraints, good and bad, 64 at once, and clients that leave.
 #[tokio::test]
 async fn constrained_requests_change_no_other_stream() {

@@ -166,9 +166,47 @@ async fn a_schema_that_cannot_be_enforced_names_its_tool_and_disturbs_nobody() {
     assert_eq!(bad_reply.error(), (400, Some("invalid_value".into()), Some("tools".into())));
     assert!(bad_reply.text().contains("tools[1].function.parameters: "), "{}", bad_reply.text());
     assert_eq!(innocent.json()["choices"], alone["choices"]);
-    // Without `strict` the keyword is ignored.
-    bad[1]["function"]["strict"] = false.into();
-    assert_eq!(ask(&server, "x", json!({ "tools": bad, "tool_choice": "required" })).await.status, 200);
+}
+
+/// A call that is required follows its schema, also without `strict`. Otherwise the reply says which keywords
+/// it need not follow.
+#[tokio::test]
+async fn keywords_that_cannot_be_enforced_are_refused_where_a_call_is_required_and_named_elsewhere() {
+    let server = setup().launch();
+    let mut bad = tools();
+    bad[1]["function"]["parameters"] =
+        json!({ "type": "object", "properties": { "a": { "type": "array", "uniqueItems": true } } });
+    let text =
+        "tools[1].function.parameters: uniqueItems: not supported in a JSON schema (at #/properties/a)";
+    let named = json!({ "type": "function", "function": { "name": "now" } });
+    for choice in [json!("required"), named] {
+        let reply = ask(&server, "x", json!({ "tools": bad, "tool_choice": choice })).await;
+        assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("tools".into())));
+        assert!(reply.text().contains(text), "{}", reply.text());
+    }
+    // The other tool may be called.
+    let other = json!({ "type": "function", "function": { "name": "weather" } });
+    let reply = ask(&server, "x", json!({ "tools": bad, "tool_choice": other })).await;
+    assert_eq!((reply.status, reply.header("x-ignored-fields")), (200, None));
+    let ignored = Some("tools[1].function.parameters#/properties/a/uniqueItems".to_owned());
+    for stream in [false, true] {
+        let one = json!({ "tools": bad, "parallel_tool_calls": false, "stream": stream });
+        let reply = ask(&server, "x", one).await;
+        assert_eq!(
+            (reply.status, reply.header("x-ignored-fields").map(str::to_owned)),
+            (200, ignored.clone())
+        );
+    }
+    // No grammar: the schema is shown to the model only.
+    let free = ask(&server, "x", json!({ "tools": bad })).await;
+    assert_eq!((free.status, free.header("x-ignored-fields")), (200, None));
+    server.until_empty().await;
+    let mut strict = setup();
+    strict.settings.reject_unknown_fields = true;
+    let server = strict.launch();
+    let reply = ask(&server, "x", json!({ "tools": bad, "parallel_tool_calls": false })).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains(text), "{}", reply.text());
 }
 
 #[tokio::test]
