@@ -34,7 +34,7 @@ fn launch() -> TestServer {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "tests/clients/servers.py starts it and ends it"]
+#[ignore = "tests/clients/run.py starts it and ends it"]
 async fn serve_scripted_answers() {
     let server = launch();
     println!("\nlistening on {}", server.address);
