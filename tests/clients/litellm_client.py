@@ -80,10 +80,10 @@ def test_errors_keep_their_class(demo, _scripted):
 
 def test_responses_whole_and_streamed(demo, scripted):
     for provider in PROVIDERS:
-        request = {"input": "Name three fruits.", "max_output_tokens": 12, "temperature": 0}
+        request = {"input": "Name three fruits.", "max_output_tokens": 16, "temperature": 0}
         answer = litellm.responses(**request, **to(demo, provider))
         text = answer.output[0].content[0].text
-        assert text and answer.usage.output_tokens == 12, answer
+        assert text and answer.usage.output_tokens == 16, answer
         events = list(litellm.responses(**request, stream=True, **to(demo, provider)))
         deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
         assert "".join(deltas) == text, events
@@ -101,9 +101,9 @@ async def test_requests_in_the_form_of_anthropic(demo, scripted):
         for end, server in zip(ends, (demo, scripted)):
             end.pop("num_retries")
             end["api_base"] = server.root if provider == "anthropic" else server.url
-        answer = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=12, **ends[0])
-        assert answer["content"][0]["text"] and answer["usage"]["output_tokens"] == 12, answer
-        stream = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=12, stream=True, **ends[0])
+        answer = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, **ends[0])
+        assert answer["content"][0]["text"] and answer["usage"]["output_tokens"] == 16, answer
+        stream = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, stream=True, **ends[0])
         pieces = b"".join([piece if isinstance(piece, bytes) else piece.encode() async for piece in stream])
         assert b"content_block_delta" in pieces and b"message_stop" in pieces, pieces
         request = {"messages": ask(call("weather", PARIS)), "max_tokens": 200, "tools": [offered]}
