@@ -1,6 +1,6 @@
-"""Checks the OpenAPI document of Octant servers, started here over simulated GPUs: it is valid, and for requests
-that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has the
-documented form. The servers: one that keeps files and batches, one with an API key, and one with a reward head.
+"""Checks the OpenAPI document of Octant servers, started here over simulated GPUs: it is valid, and for
+requests that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has
+the documented form. One server keeps files and batches, one has an API key, and one has a reward head.
 
     openapi.py OCTANT_BINARY MODEL_DIRECTORY
 
@@ -40,13 +40,13 @@ KEY = "a-key"
 def main() -> int:
     binary, model = sys.argv[1:]
     failed = 0
-    with tempfile.TemporaryDirectory() as data, Server(binary, model, "-tp", "1", "--data-dir", data) as server:
+    one = ["-tp", "1", "--data-dir"]
+    with tempfile.TemporaryDirectory() as data, Server(binary, model, *one, data) as server:
         validate(server.document)
         print(f"the document is valid: {len(server.document['paths'])} paths", flush=True)
         failed += server.test("--max-examples", "10", **server.make_batch())
     with tempfile.TemporaryDirectory() as data:
-        keyed = Server(binary, model, "-tp", "1", "--data-dir", data, "--api-key", KEY)
-        with keyed as server:
+        with Server(binary, model, *one, data, "--api-key", KEY) as server:
             # Without the key, and with it.
             brief = ["--max-examples", "1", "--phases", "examples,fuzzing"]
             failed += server.test(*brief)
@@ -66,7 +66,8 @@ class Server:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         command = [binary, "serve", "--model", model, "--device", "simulate", "--simulate-pace", "0"]
-        command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0", "--log-level", "error"]
+        command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0"]
+        command += ["--log-level", "error"]
         self.process = subprocess.Popen([*command, *settings])
         self.root = f"http://127.0.0.1:{port}"
 
@@ -99,7 +100,8 @@ class Server:
         kind = "multipart/form-data; boundary=x"
         file = self.call("POST", "/v1/files", f"{form}--x--\r\n".encode(), kind)["id"]
         new = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
-        return {"OCTANT_FILE": file, "OCTANT_BATCH": self.call("POST", "/v1/batches", json.dumps(new).encode())["id"]}
+        batch = self.call("POST", "/v1/batches", json.dumps(new).encode())["id"]
+        return {"OCTANT_FILE": file, "OCTANT_BATCH": batch}
 
     def test(self, *selection: str, **environment: str) -> int:
         tester = pathlib.Path(sys.executable).with_name("schemathesis")

@@ -1,8 +1,8 @@
 """Changes generated requests so that more of them are answered.
 
 Raises valid time limits to a minute, so that none of them passes: that ends a request with status 504 and a
-stream without its last chunk. Invalid limits are left for the server to refuse. Puts the ids of a file and of a
-batch that exist, where the environment names them, in place of every other valid id.
+stream without its last chunk. Invalid limits are left for the server to refuse. Puts the ids of a file and of
+a batch that exist, where the environment names them, in place of every other valid id.
 """
 
 import os
