@@ -1,5 +1,5 @@
-"""Checks that `huggingface_hub` reads the cache that Octant fills, and Octant the one that it fills. The model
-comes from the hub of `tests/it/hub`.
+"""Checks that `huggingface_hub` reads the cache that Octant fills, and Octant the one that it fills. The
+model comes from the hub of `tests/it/hub`.
 
     hub_client.py OCTANT_BINARY TEST_BINARY
 """
@@ -65,7 +65,8 @@ def test_octant_reads_what_huggingface_hub_has_downloaded(binary, hub):
 def main() -> None:
     binary, test_binary = os.path.abspath(sys.argv[1]), sys.argv[2]
     hub = RustServer(test_binary, "hub::serve_a_hub")
-    # huggingface_hub reads the metadata of a large file from its redirect, but only if the host has another name.
+    # The redirect of a large file has its metadata. huggingface_hub reads them there only if the redirect
+    # leads to a host of another name.
     root = hub.root.replace("127.0.0.1", "localhost")
     try:
         tests = [value for name, value in globals().items() if name.startswith("test_")]
