@@ -102,7 +102,7 @@ async def test_requests_in_the_form_of_anthropic(demo, scripted):
             end.pop("num_retries")
             end["api_base"] = server.root if provider == "anthropic" else server.url
         answer = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, **ends[0])
-        assert answer["content"][0]["text"] and answer["usage"]["output_tokens"] == 16, answer
+        assert answer["content"][0]["text"] and 0 < answer["usage"]["output_tokens"] <= 16, answer
         # Streams of the others need what LiteLLM's proxy installs.
         if provider == "hosted_vllm":
             stream = await litellm.anthropic.messages.acreate(
