@@ -46,11 +46,13 @@ struct SampleResult {
     // Set if the row holds NaN or infinity, or every token is masked.
     uint32_t non_finite;
     float logprob;
+    // The token's place among all tokens, from 1 on, in the order of keys.
+    uint32_t rank;
     uint32_t alternatives;
     uint32_t ids[MAX_ALTERNATIVES];
     float logprobs[MAX_ALTERNATIVES];
 };
-static_assert(sizeof(SampleResult) == 176);
+static_assert(sizeof(SampleResult) == 180);
 
 struct SampleParams {
     const float* logits;
@@ -278,15 +280,19 @@ DEVICE uint32_t draw(const SampleParams& p, const SampleRow& row, const float* x
     return candidates.reach_by_id(threshold);
 }
 
-// Reports ln softmax of the raw logits for a token and the most probable ones.
+// Reports ln softmax of the raw logits for a token and the most probable ones, and the token's rank.
 DEVICE void report(const float* raw, uint32_t vocab, uint32_t token, uint32_t alternatives,
                    SampleResult& out) {
     const float largest = raw[id_of(largest_below(raw, vocab, ~0ull))];
+    const uint64_t own = key_of(raw[token], token);
     double sum = 0.0;
+    uint32_t ahead = 0;
     for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
         sum += static_cast<double>(expf(raw[i] - largest));
+        ahead += key_of(raw[i], i) > own;
     }
     const double log_sum = static_cast<double>(largest) + log(block_fold(sum, Add{}));
+    ahead = block_fold(ahead, Add{});
     uint64_t key = ~0ull;
     uint32_t found = 0;
     for (; found < alternatives; ++found) {
@@ -299,6 +305,7 @@ DEVICE void report(const float* raw, uint32_t vocab, uint32_t token, uint32_t al
     }
     if (threadIdx.x == 0) {
         out.alternatives = found;
+        out.rank = ahead + 1;
         out.logprob = static_cast<float>(static_cast<double>(raw[token]) - log_sum);
     }
 }

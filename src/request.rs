@@ -151,6 +151,9 @@ pub struct TokenLogprob {
     pub token: u32,
     /// Natural logarithm of the token's probability; never -inf or NaN.
     pub logprob: f32,
+    /// The token's place among all tokens, 1 for the most probable one. Of equally probable ones the lowest
+    /// id is first.
+    pub rank: u32,
     /// The most probable tokens, most probable first, lowest id first on ties.
     pub top: Vec<(u32, f32)>,
 }

@@ -15,6 +15,11 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
+    /// All purposes.
+    pub(crate) const ALL: [Self; 2] = [Self::Batch, Self::BatchOutput];
+    /// The purpose of files that clients upload.
+    pub(crate) const UPLOADED: Self = Self::Batch;
+
     /// The purpose's name in the API.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -77,7 +77,7 @@ impl Upload {
             id: self.id.clone(),
             owner: new.owner,
             filename: new.filename,
-            purpose: Purpose::Batch,
+            purpose: Purpose::UPLOADED,
             bytes: self.bytes,
             lines: self.lines + u64::from(!self.line_ended),
             created_at: new.created_at,

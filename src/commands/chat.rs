@@ -4,6 +4,7 @@
 mod answer;
 mod command;
 mod conversation;
+mod load;
 mod screen;
 mod visible;
 
@@ -140,6 +141,11 @@ impl Chat {
                 return self.screen.note(&self.conversation.describe_system());
             }
             Command::ShowSystem => return self.screen.note(&self.conversation.describe_system()),
+            Command::Logprobs(on) => {
+                self.conversation.set_logprobs(on);
+                return if on { self.screen.legend() } else { self.screen.note("Tokens have no colours.") };
+            }
+            Command::Load => return self.show_load(),
             Command::Help => return self.screen.note(command::HELP),
             Command::Unknown(name) => {
                 let text = format!("unknown command {}; /help lists the commands", visible(&name));
@@ -150,6 +156,13 @@ impl Chat {
         match ready {
             Ok(()) => self.answer(),
             Err(NothingToDo(why)) => self.screen.error(why),
+        }
+    }
+
+    fn show_load(&self) -> anyhow::Result<()> {
+        match self.runtime.block_on(load::load(&self.target)) {
+            Ok(load) => self.screen.note(&load),
+            Err(error) => self.screen.error(&error.to_string()),
         }
     }
 
@@ -182,7 +195,7 @@ impl Chat {
                 }
             };
             let mut stream = AnswerStream::new(target);
-            let mut print = |text: &str| screen.print(&visible(text));
+            let mut print = |text: &str, logprob| screen.print(&visible(text), logprob);
             let ended = tokio::select! {
                 ended = stream.run(body.into(), &mut print) => Some(ended),
                 () = stopped => None,

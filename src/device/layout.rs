@@ -110,8 +110,8 @@ impl Layout {
         // decode item. Per block: its id.
         step: [8, 4 * (4 + 6 + 6 + 1), 24, 4],
         // Parameters, 8,192 words of lists, and a result.
-        sample_row: 96 + 4 * 8192 + 176,
-        sample_result: 176,
+        sample_row: 96 + 4 * 8192 + 180,
+        sample_result: 180,
         sample_logit: 4,
         sample_word: 4,
         mailbox: 80,

@@ -277,6 +277,8 @@ pub enum SampleResult {
 pub struct RowLogprob {
     /// Natural logarithm.
     pub logprob: f32,
+    /// The token's place among all tokens, from 1 on, in the order of `top`.
+    pub rank: u32,
     /// The most probable tokens, most probable first; ties by lower id.
     pub top: Vec<(u32, f32)>,
 }

@@ -82,9 +82,8 @@ pub struct RankedCandidate {
     pub token: String,
     /// Natural logarithm of its probability, at least -9999.
     pub logprob: f32,
-    /// The number of tokens that are at least as probable; `None` if the token is not among the
-    /// alternatives, beyond which ranks are not computed.
-    pub rank: Option<usize>,
+    /// The token's place among all tokens, 1 for the most probable one.
+    pub rank: u32,
 }
 
 /// A log-probability whose text has not been released.
@@ -229,16 +228,15 @@ impl Choice {
 
     /// A prompt token and its `top` alternatives, the token itself first.
     fn ranked(&self, score: &TokenLogprob, top: usize) -> Vec<RankedCandidate> {
-        let candidate = |id: u32, logprob: f32, rank: Option<usize>| RankedCandidate {
+        let candidate = |id: u32, logprob: f32, rank: u32| RankedCandidate {
             id,
             token: String::from_utf8_lossy(&self.tokenizer.token_bytes(id)).into_owned(),
             logprob: floored(logprob),
             rank,
         };
-        let place = score.top.iter().position(|(id, _)| *id == score.token);
-        let own = candidate(score.token, score.logprob, place.map(|place| place + 1));
-        let others = score.top.iter().take(top).enumerate().filter(|(_, (id, _))| *id != score.token);
-        let others = others.map(|(i, (id, logprob))| candidate(*id, *logprob, Some(i + 1)));
+        let own = candidate(score.token, score.logprob, score.rank);
+        let others = (1..).zip(score.top.iter().take(top)).filter(|(_, (id, _))| *id != score.token);
+        let others = others.map(|(rank, (id, logprob))| candidate(*id, *logprob, rank));
         std::iter::once(own).chain(others).collect()
     }
 

@@ -188,5 +188,5 @@ pub(super) fn add_scores(targets: &[u32], scores: Vec<Option<RowLogprob>>, out: 
 }
 
 fn with_token(token: u32, logprob: RowLogprob) -> TokenLogprob {
-    TokenLogprob { token, logprob: logprob.logprob, top: logprob.top }
+    TokenLogprob { token, logprob: logprob.logprob, rank: logprob.rank, top: logprob.top }
 }

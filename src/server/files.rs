@@ -118,15 +118,13 @@ pub(super) async fn list_files(
 ) -> Result<Json<List<FileReply>>, ApiError> {
     let store = Arc::clone(&settings(&state)?.store);
     let (query, owner) = (pairs(query)?, owner(request.extensions()));
-    let purpose = match query.get("purpose").map(String::as_str) {
-        None => None,
-        Some("batch") => Some(Purpose::Batch),
-        Some("batch_output") => Some(Purpose::BatchOutput),
-        Some(other) => {
-            let text = format!("expected batch or batch_output, got \"{other}\"");
-            return Err(ApiError::invalid("purpose", text));
-        }
-    };
+    let purpose = query.get("purpose").map(|text| {
+        Purpose::ALL.into_iter().find(|purpose| purpose.as_str() == text).ok_or_else(|| {
+            let [batch, output] = Purpose::ALL.map(Purpose::as_str);
+            ApiError::invalid("purpose", format!("expected {batch} or {output}, got \"{text}\""))
+        })
+    });
+    let purpose = purpose.transpose()?;
     let page = page(&query, MAX_PAGE, MAX_PAGE)?;
     let after = page.after.clone().unwrap_or_default();
     let listed = blocking(move || store.files(&owner, purpose, &page), || no_file(&after));
@@ -266,8 +264,10 @@ async fn receive(
         match field.name() {
             Some("purpose") => {
                 let text = text(field, "purpose").await?;
-                if text != "batch" {
-                    return Err(ApiError::invalid("purpose", format!("expected batch, got \"{text}\"")));
+                let expected = Purpose::UPLOADED.as_str();
+                if text != expected {
+                    let text = format!("expected {expected}, got \"{text}\"");
+                    return Err(ApiError::invalid("purpose", text));
                 }
                 purpose = Some(());
             }

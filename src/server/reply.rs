@@ -286,8 +286,8 @@ impl PromptToken {
 #[derive(serde::Serialize, JsonSchema)]
 struct PromptLogprob<'a> {
     logprob: f32,
-    /// Number of tokens that are at least as probable; null if the token is not among the alternatives.
-    rank: Option<usize>,
+    /// The token's place among all tokens, 1 for the most probable one.
+    rank: u32,
     decoded_token: &'a str,
 }
 

@@ -31,6 +31,7 @@ use super::reward::writer::ScorePlan;
 use super::state::ServerState;
 use super::status::ServerStatus;
 use super::system::random_u64;
+use super::types::{DEADLINE_HEADER, MAX_DEADLINE_MS};
 use super::validate::{Limits, ValidRequest};
 use super::{
     batches, body, docs, endpoint_requests, error_response, files, generate, health, host, middleware, page,
@@ -42,9 +43,6 @@ use crate::generation::Refusal;
 type Shared = State<Arc<ServerState>>;
 /// Validates the body of a request for scores.
 type ReadScores = fn(Fields, &Limits) -> Result<(ValidRequest, ScorePlan), ApiError>;
-
-/// Header with the time in milliseconds within which the whole answer must be sent.
-const DEADLINE_HEADER: &str = "x-request-deadline-ms";
 
 /// Returns every route's path and handler. Tests check the API key on all of them.
 pub fn routes() -> Vec<(&'static str, MethodRouter<Arc<ServerState>>)> {
@@ -221,10 +219,10 @@ async fn enter(
 fn deadline(headers: &HeaderMap) -> Result<Option<Duration>, ApiError> {
     let all = headers.get_all(DEADLINE_HEADER).iter().map(|value| {
         let ms = value.to_str().ok().and_then(|text| text.trim().parse::<u64>().ok());
-        let most = validate::MAX_TIMEOUT * 1000.0;
-        ms.filter(|ms| (1..=most as u64).contains(ms)).ok_or_else(|| {
+        ms.filter(|ms| (1..=MAX_DEADLINE_MS).contains(ms)).ok_or_else(|| {
             let got = String::from_utf8_lossy(value.as_bytes());
-            let text = format!("expected a whole number of milliseconds from 1 to {most}, got \"{got}\"");
+            let text =
+                format!("expected a whole number of milliseconds from 1 to {MAX_DEADLINE_MS}, got \"{got}\"");
             ApiError::invalid(DEADLINE_HEADER, text)
         })
     });

@@ -38,8 +38,12 @@ pub(crate) const MAX_BAD_WORD_BYTES: usize = 1024;
 const MAX_ALLOWED_IDS: usize = 1 << 20;
 /// Longest `reasoning_effort` and `verbosity`, in characters.
 pub(crate) const MAX_LEVEL_CHARS: usize = 64;
-/// Longest `timeout` and `x-request-deadline-ms`, in seconds: one day.
+/// Longest `timeout` and [`DEADLINE_HEADER`], in seconds: one day.
 pub(crate) const MAX_TIMEOUT: f64 = 86_400.0;
+/// Header with the time in milliseconds within which the whole answer must be sent.
+pub(crate) const DEADLINE_HEADER: &str = "x-request-deadline-ms";
+/// Largest value of [`DEADLINE_HEADER`].
+pub(crate) const MAX_DEADLINE_MS: u64 = (MAX_TIMEOUT * 1000.0) as u64;
 /// Longest name in `metadata`, in characters.
 const MAX_LABEL_NAME: usize = 64;
 /// Longest value in `metadata`, in characters.

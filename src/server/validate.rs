@@ -38,7 +38,6 @@ use super::field_table::Table;
 use super::fields::{Fields, missing, wrong_type};
 use super::responses::reply::RequestEcho;
 use super::responses::types::ResponsesWire;
-pub(crate) use super::types::MAX_TIMEOUT;
 use super::types::{
     ChatWire, CommonFields, CompletionWire, DetokenizeWire, MAX_SEQUENCES, MAX_STOP_BYTES, MAX_STOP_STRINGS,
     TokenizeWire,

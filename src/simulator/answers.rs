@@ -120,7 +120,7 @@ impl SyntheticAnswers {
         let rest = words.chain(others).filter(|id| *id != token);
         let half = |i: u8| -std::f32::consts::LN_2 * (f32::from(i) + 1.0);
         let top = std::iter::once(token).chain(rest).zip((0..alternatives).map(half)).collect();
-        TokenLogprob { token, logprob: half(0), top }
+        TokenLogprob { token, logprob: half(0), rank: 1, top }
     }
 }
 

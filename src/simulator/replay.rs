@@ -206,7 +206,7 @@ impl Replayer {
 }
 
 fn output(row: &RecordedRow) -> RowOutput {
-    let score = TokenLogprob { token: 0, logprob: 0.0, top: Vec::new() };
+    let score = TokenLogprob { token: 0, logprob: 0.0, rank: 1, top: Vec::new() };
     // The scheduler rejects any number of scores that the plan does not ask for; the limit bounds memory.
     let scores = vec![score; row.scores.min(1 << 24)];
     let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();

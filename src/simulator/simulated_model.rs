@@ -133,7 +133,7 @@ impl AnswerSource {
     fn score(&self, token: u32, alternatives: u8) -> TokenLogprob {
         match self {
             Self::Synthetic(synthetic) => synthetic.score(token, alternatives),
-            Self::Scripted(_) => TokenLogprob { token, logprob: 0.0, top: Vec::new() },
+            Self::Scripted(_) => TokenLogprob { token, logprob: 0.0, rank: 1, top: Vec::new() },
         }
     }
 }

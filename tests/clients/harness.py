@@ -60,17 +60,25 @@ class Server:
             return False
 
 
-class ScriptedServer:
-    """A server of `tests/it/http/scripted.rs`, which the test binary runs until its standard input ends."""
+class RustServer:
+    """A server that an ignored test of the test binary runs until its standard input ends."""
 
-    def __init__(self, binary: str, name: str = "serve_scripted_answers") -> None:
-        command = [binary, "--ignored", "--exact", f"http::scripted::{name}", "--nocapture"]
+    def __init__(self, binary: str, test: str) -> None:
+        command = [binary, "--ignored", "--exact", test, "--nocapture"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout:
             if found := re.match(r"listening on (\S+)", line):
-                self.endpoint = Endpoint(f"http://{found.group(1)}", "parrot")
+                self.root = f"http://{found.group(1)}"
                 return
-        raise AssertionError("the scripted server ended while starting")
+        raise AssertionError(f"{test} ended while starting")
+
+
+class ScriptedServer(RustServer):
+    """A server of `tests/it/http/scripted.rs`."""
+
+    def __init__(self, binary: str, name: str = "serve_scripted_answers") -> None:
+        super().__init__(binary, f"http::scripted::{name}")
+        self.endpoint = Endpoint(self.root, "parrot")
 
 
 def call(name: str, arguments: str) -> str:

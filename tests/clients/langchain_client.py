@@ -28,6 +28,10 @@ def model(server: Endpoint, **more) -> ChatOpenAI:
     return ChatOpenAI(model=server.model, base_url=server.url, api_key=server.key, max_retries=0, **more)
 
 
+def by_responses(server: Endpoint, **more) -> ChatOpenAI:
+    return model(server, use_responses_api=True, **more)
+
+
 def test_structured_output_by_schema_and_by_function(demo, _scripted):
     for method in ("json_schema", "function_calling"):
         for strict in (None, True):
@@ -83,3 +87,24 @@ def test_calls_and_text_are_streamed(demo, scripted):
 async def test_batches_and_async_calls(demo, _scripted):
     answers = await model(demo, max_tokens=8).abatch(["One, two,", "Red, green,"])
     assert len(answers) == 2 and all(answer.content for answer in answers)
+
+
+def test_the_responses_api_whole_and_streamed(demo, _scripted):
+    brief = by_responses(demo, max_tokens=12, temperature=0)
+    answer = brief.invoke("Name three fruits.")
+    assert answer.text and answer.usage_metadata["output_tokens"] == 12, answer
+    assert "".join(chunk.text for chunk in brief.stream("Name three fruits.")) == answer.text
+    structured = by_responses(demo).with_structured_output(Fruit, method="json_schema")
+    assert isinstance(structured.invoke(ASK), Fruit)
+    assert isinstance(list(structured.stream(ASK))[-1], Fruit)
+
+
+def test_the_responses_api_with_tools(demo, scripted):
+    bound = by_responses(scripted).bind_tools([weather])
+    messages = [HumanMessage(f"How is the weather? ANSWER:{call('weather', PARIS)}")]
+    answer = bound.invoke(messages)
+    assert [c["args"] for c in answer.tool_calls] == [{"city": "Paris"}], answer
+    final = bound.invoke([*messages, answer, weather.invoke(answer.tool_calls[0])])
+    assert final.text == "The tools say: sunny in Paris", final
+    forced = by_responses(demo, temperature=0).bind_tools([place], tool_choice="place", strict=True)
+    assert {c["name"] for c in forced.invoke(ASK).tool_calls} == {"place"}

@@ -76,3 +76,42 @@ def test_errors_keep_their_class(demo, _scripted):
     except litellm.ContextWindowExceededError:
         return
     raise AssertionError("the prompt was accepted")
+
+
+def test_responses_whole_and_streamed(demo, scripted):
+    for provider in PROVIDERS:
+        request = {"input": "Name three fruits.", "max_output_tokens": 16, "temperature": 0}
+        answer = litellm.responses(**request, **to(demo, provider))
+        text = answer.output[0].content[0].text
+        assert text and answer.usage.output_tokens == 16, answer
+        events = list(litellm.responses(**request, stream=True, **to(demo, provider)))
+        deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == text, events
+        flat = {"type": "function", **tool()["function"]}
+        answer = litellm.responses(input=ask(call("weather", PARIS)), tools=[flat], **to(scripted, provider))
+        [made] = [item for item in answer.output if item.type == "function_call"]
+        assert (made.name, json.loads(made.arguments)) == ("weather", {"city": "Paris"}), answer
+
+
+async def test_requests_in_the_form_of_anthropic(demo, scripted):
+    offered = {"name": "weather", "input_schema": tool()["function"]["parameters"]}
+    # The first two translate the request for OpenAI's routes; the last one sends it as it is.
+    for provider in (*PROVIDERS, "anthropic"):
+        ends = [to(server, provider) for server in (demo, scripted)]
+        for end, server in zip(ends, (demo, scripted)):
+            end.pop("num_retries")
+            end["api_base"] = server.root if provider == "anthropic" else server.url
+        answer = await litellm.anthropic.messages.acreate(messages=ASK, max_tokens=16, **ends[0])
+        assert answer["content"][0]["text"] and 0 < answer["usage"]["output_tokens"] <= 16, answer
+        # Streams of the others need what LiteLLM's proxy installs.
+        if provider == "hosted_vllm":
+            stream = await litellm.anthropic.messages.acreate(
+                messages=ASK, max_tokens=16, stream=True, **ends[0]
+            )
+            pieces = b"".join([piece async for piece in stream])
+            assert b"content_block_delta" in pieces and b"message_stop" in pieces, pieces
+        request = {"messages": ask(call("weather", PARIS)), "max_tokens": 200, "tools": [offered]}
+        answer = await litellm.anthropic.messages.acreate(**request, **ends[1])
+        made = answer["content"][-1]
+        assert (made["type"], made["input"]) == ("tool_use", {"city": "Paris"}), answer
+        assert answer["stop_reason"] == "tool_use", answer

@@ -152,6 +152,9 @@ def errors_have_the_expected_class_code_and_param(server):
     long = [{"role": "user", "content": "word " * 2000}]
     expect(openai.BadRequestError, "context_length_exceeded", "messages", lambda: chat(client, long))
     expect(openai.NotFoundError, "model_not_found", "model", lambda: client.models.retrieve("other"))
+    # Out of scope.
+    embed = {"model": NAME, "input": "a"}
+    expect(openai.NotFoundError, None, None, lambda: client.embeddings.create(**embed))
     expect(openai.AuthenticationError, "invalid_api_key", None, lambda: chat(server.client("wrong")))
 
 

@@ -1,10 +1,10 @@
-"""Checks the OpenAPI document of an Octant server, started here over simulated GPUs: it is valid, and for
-bodies that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has
-the documented form. A second server, with a reward head, gets those of the routes for scores.
+"""Checks the OpenAPI document of Octant servers, started here over simulated GPUs: it is valid, and for
+requests that schemathesis makes of it, valid and not, no answer is a fault of the server and every answer has
+the documented form. One server keeps files and batches, one has an API key, and one has a reward head.
 
     openapi.py OCTANT_BINARY MODEL_DIRECTORY
 
-The bodies come from a fixed seed.
+The requests come from a fixed seed.
 """
 
 import json
@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 
@@ -33,51 +34,82 @@ CHECKS = [
 ]
 HOOKS = pathlib.Path(__file__).with_name("schemathesis_hooks.py")
 REWARD = pathlib.Path(__file__).parents[2] / "models/nemotron-4-340b-reward"
+KEY = "a-key"
 
 
 def main() -> int:
     binary, model = sys.argv[1:]
-    status = check(binary, model, ["-tp", "1"], ["--include-method", "POST", "--max-examples", "10"])
+    failed = 0
+    one = ["-tp", "1", "--data-dir"]
+    with tempfile.TemporaryDirectory() as data, Server(binary, model, *one, data) as server:
+        validate(server.document)
+        print(f"the document is valid: {len(server.document['paths'])} paths", flush=True)
+        failed += server.test("--max-examples", "10", **server.make_batch())
+    with tempfile.TemporaryDirectory() as data:
+        with Server(binary, model, *one, data, "--api-key", KEY) as server:
+            # Without the key, and with it.
+            brief = ["--max-examples", "1", "--phases", "examples,fuzzing"]
+            failed += server.test(*brief)
+            failed += server.test(*brief, "--header", f"Authorization: Bearer {KEY}")
     # The routes that a model with a reward head answers and another one refuses.
     scores = ["--include-path-regex", "^/(v1/reward|pooling|classify|get_reward)$", "--max-examples", "5"]
-    reward = ["-tp", "8", "--simulate-config", str(REWARD)]
-    return status or check(binary, model, reward, scores)
+    with Server(binary, model, "-tp", "8", "--simulate-config", str(REWARD)) as server:
+        failed += server.test(*scores)
+    return 1 if failed else 0
 
 
-def check(binary: str, model: str, settings: list[str], selection: list[str]) -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [binary, "serve", "--model", model, "--device", "simulate", "--simulate-pace", "0"]
-    command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0", "--log-level", "error"]
-    server = subprocess.Popen(command + settings)
-    try:
-        url = f"http://127.0.0.1:{port}/openapi.json"
-        wait(url, server)
-        document = json.load(urllib.request.urlopen(url, timeout=10))
-        validate(document)
-        print(f"the document is valid: {len(document['paths'])} paths", flush=True)
+class Server:
+    """A server without weights."""
+
+    def __init__(self, binary: str, model: str, *settings: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command = [binary, "serve", "--model", model, "--device", "simulate", "--simulate-pace", "0"]
+        command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0"]
+        command += ["--log-level", "error"]
+        self.process = subprocess.Popen([*command, *settings])
+        self.root = f"http://127.0.0.1:{port}"
+
+    def __enter__(self) -> "Server":
+        deadline = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, "the server ended while starting"
+            assert time.monotonic() < deadline, "the server is not ready after a minute"
+            try:
+                self.document = self.call("GET", "/openapi.json")
+                return self
+            except OSError:
+                time.sleep(0.05)
+
+    def __exit__(self, *_) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=30)
+
+    def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> dict:
+        headers = {"Content-Type": kind} if body else {}
+        request = urllib.request.Request(self.root + path, body, headers, method=method)
+        return json.load(urllib.request.urlopen(request, timeout=10))
+
+    def make_batch(self) -> dict[str, str]:
+        """Uploads a file and runs it as a batch. Returns their ids, which generated requests then name."""
+        line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "a"}}
+        parts = {'"purpose"': "batch", '"file"; filename="a.jsonl"': json.dumps(line)}
+        head = "Content-Disposition: form-data; name="
+        form = "".join(f"--x\r\n{head}{name}\r\n\r\n{value}\r\n" for name, value in parts.items())
+        kind = "multipart/form-data; boundary=x"
+        file = self.call("POST", "/v1/files", f"{form}--x--\r\n".encode(), kind)["id"]
+        new = {"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = self.call("POST", "/v1/batches", json.dumps(new).encode())["id"]
+        return {"OCTANT_FILE": file, "OCTANT_BATCH": batch}
+
+    def test(self, *selection: str, **environment: str) -> int:
         tester = pathlib.Path(sys.executable).with_name("schemathesis")
-        run = [tester, "run", url, "--checks", ",".join(CHECKS), "--no-color"]
-        run += ["--phases", "examples,coverage,fuzzing", "--seed", "1", *selection]
-        run += ["--continue-on-failure", "--warnings", "off"]
-        environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS)}
+        run = [tester, "run", f"{self.root}/openapi.json", "--checks", ",".join(CHECKS), "--no-color"]
+        run += ["--phases", "examples,coverage,fuzzing", "--seed", "1"]
+        run += ["--continue-on-failure", "--warnings", "off", *selection]
+        environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), **environment}
         return subprocess.run(run, env=environment, timeout=300).returncode
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
-
-
-def wait(url: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        assert server.poll() is None, "the server ended while starting"
-        assert time.monotonic() < deadline, "the server is not ready after a minute"
-        try:
-            urllib.request.urlopen(url, timeout=2)
-            return
-        except OSError:
-            time.sleep(0.05)
 
 
 if __name__ == "__main__":

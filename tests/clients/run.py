@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +25,7 @@ MODULES = [
     "openai_tools",
     "langchain_client",
     "litellm_client",
+    "llama_index_client",
     "instructor_client",
     "pydantic_ai_client",
     "openai_agents_client",
@@ -54,7 +56,11 @@ def main() -> None:
         sys.exit(print(*MODULES, sep="\n"))
     binary, test_binary, model, *modules = sys.argv[1:]
     failed = []
-    server = Server(binary, model, "demo", "--max-model-len", "2048", "--drain-grace", "0")
+    # Python removes the directory at the end.
+    data = tempfile.TemporaryDirectory()
+    server = Server(
+        binary, model, "demo", "--max-model-len", "2048", "--drain-grace", "0", "--data-dir", data.name
+    )
     scripted = ScriptedServer(test_binary)
     try:
         for name in modules or MODULES:

@@ -1,10 +1,17 @@
-"""Raises the valid time limits of generated requests to a minute, so that none of them passes: that ends a
-request with status 504 and a stream without its last chunk. Invalid limits are left for the server to refuse.
+"""Changes generated requests so that more of them are answered.
+
+Raises valid time limits to a minute, so that none of them passes: that ends a request with status 504 and a
+stream without its last chunk. Invalid limits are left for the server to refuse. Puts the ids of a file and of
+a batch that exist, where the environment names them, in place of every other valid id.
 """
+
+import os
+import zlib
 
 import schemathesis
 
 HEADER = "x-request-deadline-ms"
+IDS = {"/v1/files/{id}": "OCTANT_FILE", "/v1/batches/{id}": "OCTANT_BATCH"}
 
 
 @schemathesis.hook
@@ -12,6 +19,20 @@ def before_call(context, case, kwargs):
     limit = str((case.headers or {}).get(HEADER, ""))
     if limit.isascii() and limit.isdigit() and 1 <= int(limit) < 60_000:
         case.headers[HEADER] = "60000"
-    timeout = case.body.get("timeout") if isinstance(case.body, dict) else None
+    body = case.body if isinstance(case.body, dict) else {}
+    timeout = body.get("timeout")
     if isinstance(timeout, (int, float)) and not isinstance(timeout, bool) and 0 < timeout < 60:
-        case.body["timeout"] = 60
+        body["timeout"] = 60
+    if case.meta is None or not case.meta.generation.mode.is_positive:
+        return
+    for path, name in IDS.items():
+        if case.path.startswith(path) and name in os.environ and case.method != "DELETE":
+            put_id(case.path_parameters, "id", os.environ[name])
+    if case.path == "/v1/batches" and "OCTANT_FILE" in os.environ:
+        put_id(body, "input_file_id", os.environ["OCTANT_FILE"])
+
+
+def put_id(fields, field, known):
+    value = (fields or {}).get(field)
+    if isinstance(value, str) and zlib.crc32(value.encode("utf-8", "surrogatepass")) % 2:
+        fields[field] = known

@@ -201,6 +201,7 @@ fn logprobs_are_those_of_the_raw_logits_most_probable_first() {
     };
     let sum: f64 = logits.iter().map(|x| f64::from(*x).exp()).sum();
     assert!((f64::from(logprob.logprob) - (-2.0 - sum.ln())).abs() < 1e-6);
+    assert_eq!(logprob.rank, 4);
     assert_eq!(logprob.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2, 0], "ties by id");
     assert!(
         logprob
@@ -221,6 +222,26 @@ fn score_returns_the_logprobs_of_the_targets() {
     assert!((first.logprob - 0.5f32.ln()).abs() < 1e-6);
     assert_eq!(first.top[0].0, 0);
     assert!(scores[1].is_none());
+}
+
+#[test]
+fn a_score_has_the_rank_of_its_target_among_all_tokens() {
+    let device = dev::one();
+    let vocab = 1500;
+    // Each logit occurs three times.
+    let logits: Vec<f32> = (0..vocab).map(|id| (id * 7 % 500) as f32 / 100.0).collect();
+    let targets: Vec<u32> = (0..vocab as u32).step_by(101).collect();
+    let mut floats = device.floats(targets.len(), vocab).unwrap();
+    device.write(&logits.repeat(targets.len()), &mut floats).unwrap();
+    let mut order: Vec<usize> = (0..vocab).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    for top in [0, 20] {
+        let scores = device.score(&floats, vocab, &targets, top).unwrap();
+        for (target, score) in targets.iter().zip(scores) {
+            let place = order.iter().position(|id| id == &(*target as usize)).unwrap();
+            assert_eq!(score.unwrap().rank as usize, place + 1, "{target}");
+        }
+    }
 }
 
 /// Samples like a group of ranks: each rank makes a shortlist of its share of the ids.

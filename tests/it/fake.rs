@@ -142,11 +142,12 @@ fn parrot_score(token: u32, alternatives: u8, vocab: usize) -> TokenLogprob {
     top.sort_by(|a, b| b.1.total_cmp(&a.1));
     top.push(((token + 2) % vocab as u32, other.min(-3.5)));
     top.truncate(alternatives.into());
-    TokenLogprob { token, logprob, top }
+    TokenLogprob { token, logprob, rank: if sure { 1 } else { 2 }, top }
 }
 
 fn score(history: &[u32], token: u32) -> TokenLogprob {
-    TokenLogprob { token, logprob: -((hash(history, u64::from(token)) % 1000) as f32), top: Vec::new() }
+    let place = (hash(history, u64::from(token)) % 1000) as u32;
+    TokenLogprob { token, logprob: -(place as f32), rank: place + 1, top: Vec::new() }
 }
 
 /// The fake model, with the state that a device keeps between steps.

@@ -315,3 +315,12 @@ fn the_cache_is_where_other_programs_look_for_it() {
     assert!(!setup.home.path().join(".cache").exists());
     assert!(setup.hub.seen().iter().all(|seen| seen.host == Host::Hub));
 }
+
+/// A hub for clients that are written in other languages.
+#[test]
+#[ignore = "tests/clients/hub_client.py starts it and ends it"]
+fn serve_a_hub() {
+    let setup = Setup::new();
+    println!("\nlistening on {}", setup.hub.address);
+    std::io::stdin().read_to_end(&mut Vec::new()).expect("standard input is open");
+}

@@ -1,4 +1,4 @@
-//! Requests to the server: an answer as it is streamed, and the name of a model.
+//! Requests to the server: an answer as it is streamed, the name of a model, and a whole response.
 
 use std::time::{Duration, Instant};
 
@@ -14,8 +14,8 @@ use super::visible::visible;
 use crate::http_client::{Refusal, SseParser, Target, connect, message};
 use crate::stdio::results::OutputError;
 
-/// Bytes of the list of models that are read.
-const MAX_LIST: usize = 1 << 20;
+/// Bytes of a whole response that are read.
+const MAX_BODY: usize = 1 << 20;
 /// Characters of an unexpected response that an error shows.
 const EXCERPT: usize = 200;
 
@@ -123,12 +123,13 @@ impl<'a> AnswerStream<'a> {
         Answer { ending, ..self.answer }
     }
 
-    /// Sends the request, and prints the text as it arrives. Can be dropped at any time; the connection is
+    /// Sends the request, and prints the text as it arrives, with the log-probability of each token that has
+    /// one. Can be dropped at any time; the connection is
     /// then closed, which stops the server's work.
     pub(super) async fn run(
         &mut self,
         body: Bytes,
-        print: &mut impl FnMut(&str) -> Result<(), OutputError>,
+        print: &mut impl FnMut(&str, Option<f64>) -> Result<(), OutputError>,
     ) -> Result<(), AnswerError> {
         let response = send(self.target, Method::POST, "/v1/chat/completions", body).await?;
         let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
@@ -160,7 +161,7 @@ impl<'a> AnswerStream<'a> {
     fn take(
         &mut self,
         data: &[u8],
-        print: &mut impl FnMut(&str) -> Result<(), OutputError>,
+        print: &mut impl FnMut(&str, Option<f64>) -> Result<(), OutputError>,
     ) -> Result<(), AnswerError> {
         if data == b"[DONE]" {
             self.done = true;
@@ -179,7 +180,10 @@ impl<'a> AnswerStream<'a> {
                 self.answer.first_and_last = Some((first, now));
                 self.answer.chunks += 1;
                 self.answer.text.push_str(&text);
-                print(&text)?;
+                let tokens = choice.logprobs.and_then(|logprobs| logprobs.content).unwrap_or_default();
+                for (part, logprob) in parts(&text, &tokens) {
+                    print(part, logprob)?;
+                }
             }
             if choice.finish_reason.is_some() {
                 self.answer.finish_reason = choice.finish_reason;
@@ -200,12 +204,41 @@ struct ReceivedChunk {
 #[derive(Deserialize)]
 struct ReceivedChoice {
     delta: Option<ReceivedDelta>,
+    logprobs: Option<ReceivedLogprobs>,
     finish_reason: Option<String>,
 }
 
 #[derive(Deserialize)]
 struct ReceivedDelta {
     content: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ReceivedLogprobs {
+    content: Option<Vec<ReceivedToken>>,
+}
+
+#[derive(Deserialize)]
+struct ReceivedToken {
+    token: String,
+    logprob: f64,
+}
+
+/// The text of a chunk by tokens. If their texts are not the chunk's, it is one part, with the
+/// log-probability of the least probable token.
+fn parts<'t>(text: &'t str, tokens: &[ReceivedToken]) -> Vec<(&'t str, Option<f64>)> {
+    let mut parts = Vec::with_capacity(tokens.len());
+    let mut rest = text;
+    for ReceivedToken { token, logprob } in tokens {
+        let Some(after) = rest.strip_prefix(token.as_str()) else { break };
+        parts.push((&rest[..token.len()], Some(*logprob)));
+        rest = after;
+    }
+    if parts.len() == tokens.len() && rest.is_empty() {
+        return parts;
+    }
+    let least = tokens.iter().map(|token| token.logprob).min_by(f64::total_cmp);
+    vec![(text, least)]
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -215,20 +248,26 @@ struct ReceivedUsage {
     completion_tokens: u64,
 }
 
-/// Time for the list of models.
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a whole response.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Name of the first model that the server lists.
 pub(super) async fn first_model(target: &Target) -> Result<String, AnswerError> {
-    let list = async {
-        let response = send(target, Method::GET, "/v1/models", Bytes::new()).await?;
-        let body = Limited::new(response.into_body(), MAX_LIST).collect().await;
+    let body = get(target, "/v1/models").await?;
+    let list: Value = serde_json::from_str(&body).unwrap_or_default();
+    let name = list.pointer("/data/0/id").and_then(Value::as_str).map(str::to_owned);
+    name.ok_or_else(|| AnswerError::malformed("a list with a model", &body))
+}
+
+/// The whole body of a path.
+pub(super) async fn get(target: &Target, path: &str) -> Result<String, AnswerError> {
+    let read = async {
+        let response = send(target, Method::GET, path, Bytes::new()).await?;
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|_| AnswerError::Cut)?.to_bytes();
-        let list: Value = serde_json::from_slice(&body).unwrap_or_default();
-        let name = list.pointer("/data/0/id").and_then(Value::as_str).map(str::to_owned);
-        name.ok_or_else(|| AnswerError::malformed("a list with a model", &String::from_utf8_lossy(&body)))
+        Ok(String::from_utf8_lossy(&body).into_owned())
     };
-    tokio::time::timeout(LIST_TIMEOUT, list).await.unwrap_or(Err(AnswerError::Cut))
+    tokio::time::timeout(TIMEOUT, read).await.unwrap_or(Err(AnswerError::Cut))
 }
 
 /// Sends a request over a connection of its own.

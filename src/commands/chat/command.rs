@@ -6,6 +6,8 @@ pub(super) const HELP: &str = "\
 /retry         answer the last message again
 /continue      continue an answer that was stopped or reached its token limit
 /clear         forget the conversation, but not the system prompt
+/logprobs on   colour the tokens of answers by their probability; /logprobs off ends it
+/load          show the requests and the KV cache use of the server
 /quit          end the chat; Ctrl-D does the same
 //TEXT         a message that begins with a slash
 A backslash at the end of a line continues the message on the next line.";
@@ -22,6 +24,9 @@ pub(super) enum Command {
     Retry,
     Continue,
     Clear,
+    /// Whether tokens are coloured by their probability.
+    Logprobs(bool),
+    Load,
     Quit,
     Unknown(String),
 }
@@ -46,6 +51,9 @@ impl Command {
             ("retry", "") => Self::Retry,
             ("continue", "") => Self::Continue,
             ("clear", "") => Self::Clear,
+            ("logprobs", "on") => Self::Logprobs(true),
+            ("logprobs", "off") => Self::Logprobs(false),
+            ("load", "") => Self::Load,
             ("quit" | "exit" | "bye" | "q", "") => Self::Quit,
             _ => Self::Unknown(text.to_owned()),
         }

@@ -19,6 +19,8 @@ pub(super) struct Conversation {
     failed: Option<String>,
     /// Whether the next answer continues the last one.
     resumes: bool,
+    /// Whether answers have log-probabilities.
+    logprobs: bool,
     model: String,
     fields: Map<String, Value>,
 }
@@ -37,7 +39,7 @@ impl Conversation {
             given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
         fields.extend(args.extra_body.clone().unwrap_or_default());
         let system = args.system.clone().filter(|text| !text.is_empty());
-        Self { system, messages: Vec::new(), failed: None, resumes: false, model, fields }
+        Self { system, messages: Vec::new(), failed: None, resumes: false, logprobs: false, model, fields }
     }
 
     pub(super) fn model(&self) -> &str {
@@ -83,6 +85,10 @@ impl Conversation {
         self.system = text;
     }
 
+    pub(super) fn set_logprobs(&mut self, on: bool) {
+        self.logprobs = on;
+    }
+
     pub(super) fn describe_system(&self) -> String {
         match &self.system {
             Some(text) => format!("System prompt: {}", visible(text)),
@@ -114,6 +120,9 @@ impl Conversation {
         body.insert("messages".to_owned(), system.chain(turns).collect());
         body.insert("stream".to_owned(), true.into());
         body.insert("stream_options".to_owned(), json!({ "include_usage": true }));
+        if self.logprobs {
+            body.insert("logprobs".to_owned(), true.into());
+        }
         if self.resumes {
             body.insert("continue_final_message".to_owned(), true.into());
             body.insert("add_generation_prompt".to_owned(), false.into());

@@ -286,8 +286,8 @@ fn keep_mass(candidates: &mut Vec<(f32, u32)>, mass: f64, weight: impl Fn(f32) -
     }
 }
 
-/// Computes the log-probability of `token`, ln softmax(raw)\[token\], and those of the `top` most probable
-/// tokens. Accumulates in F64.
+/// Computes the log-probability of `token`, ln softmax(raw)\[token\], its rank, and the log-probabilities of
+/// the `top` most probable tokens. Accumulates in F64.
 fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
     let largest = raw.iter().fold(f32::NEG_INFINITY, |m, x| if *x > m { *x } else { m });
     let sum: f64 = raw.iter().map(|x| f64::from((x - largest).exp())).sum();
@@ -305,5 +305,11 @@ fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
         best.truncate(usize::from(top));
     }
     let top = best.into_iter().map(|(x, token)| (token, log_softmax(x))).collect();
-    RowLogprob { logprob: log_softmax(raw[token as usize]), top }
+    let own = raw[token as usize];
+    // Two loops without a branch on the index, so that both vectorise.
+    let (before, after) = raw.split_at(token as usize);
+    let count = |more: usize, is_ahead: bool| more + usize::from(is_ahead);
+    let ahead = before.iter().fold(0, |sum, x| count(sum, *x >= own));
+    let ahead = after.iter().fold(ahead, |sum, x| count(sum, *x > own));
+    RowLogprob { logprob: log_softmax(own), rank: ahead as u32 + 1, top }
 }

@@ -45,11 +45,12 @@ struct DeviceResult {
     token: u32,
     non_finite: u32,
     logprob: f32,
+    rank: u32,
     alternatives: u32,
     ids: [u32; MAX_ALTERNATIVES],
     logprobs: [f32; MAX_ALTERNATIVES],
 }
-const _: () = assert!(size_of::<DeviceResult>() == 176);
+const _: () = assert!(size_of::<DeviceResult>() == 180);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -406,5 +407,5 @@ fn alternatives(asked: Option<u8>) -> i32 {
 fn logprob(result: &DeviceResult) -> RowLogprob {
     let count = result.alternatives as usize;
     let top = result.ids.iter().copied().zip(result.logprobs).take(count).collect();
-    RowLogprob { logprob: result.logprob, top }
+    RowLogprob { logprob: result.logprob, rank: result.rank, top }
 }

@@ -9,6 +9,7 @@ use super::operation::{Answer, Operation};
 use super::operations::operations;
 use crate::server::anthropic::{self, reply::AnthropicErrorBody};
 use crate::server::error::ErrorBody;
+use crate::server::types::{DEADLINE_HEADER, MAX_DEADLINE_MS};
 
 /// Where the document has its schemas.
 const SCHEMAS: &str = "#/components/schemas/";
@@ -91,8 +92,8 @@ fn parameters(operation: &Operation) -> Value {
     }));
     if operation.errors == Some(Errors::Generation) {
         all.push(json!({
-            "name": "x-request-deadline-ms", "in": "header",
-            "schema": { "type": "integer", "minimum": 1, "maximum": 86_400_000 },
+            "name": DEADLINE_HEADER, "in": "header",
+            "schema": { "type": "integer", "minimum": 1, "maximum": MAX_DEADLINE_MS },
             "description": "Milliseconds within which the whole answer must be sent.",
         }));
     }

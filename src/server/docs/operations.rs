@@ -7,7 +7,7 @@ use super::PATH;
 use super::errors::Errors;
 use super::operation::{Answer, JSON, Operation, QueryParameter, RequestBody, get, post};
 use super::reward_operations;
-use crate::batch::MAX_FILE_BYTES;
+use crate::batch::{MAX_FILE_BYTES, Purpose};
 use crate::server::anthropic::reply::{MessageEvent, MessageReply, TokenCount};
 use crate::server::anthropic::types::{CountTokensWire, MessagesWire};
 use crate::server::batch_reply::{BatchReply, DeletedReply, FileReply, List};
@@ -172,7 +172,7 @@ fn detokenize() -> Operation {
 fn list_files() -> Operation {
     let purpose = QueryParameter {
         name: "purpose",
-        schema: json!({ "type": "string", "enum": ["batch", "batch_output"] }),
+        schema: json!({ "type": "string", "enum": Purpose::ALL.map(Purpose::as_str) }),
         about: "Lists only files of this purpose.",
     };
     let answer = Answer::Json(|schemas| schemas.subschema_for::<List<FileReply>>());
@@ -189,7 +189,8 @@ fn upload_file() -> Operation {
         "description": format!("The content, of at most {MAX_FILE_BYTES} bytes: a JSON object in each line, \
                                 with custom_id, method, url and body."),
     });
-    let purpose = json!({ "type": "string", "enum": ["batch"], "description": "The use of the file." });
+    let purposes = [Purpose::UPLOADED.as_str()];
+    let purpose = json!({ "type": "string", "enum": purposes, "description": "The use of the file." });
     let body = RequestBody {
         media_type: "multipart/form-data",
         name: "FileUpload",

@@ -212,7 +212,8 @@ fn add_item(
         // Only its model can use it.
         "reasoning" => return Ok(()),
         "item_reference" => {
-            let text = "not supported: items are not stored; send the item itself";
+            let text = "not supported: items are not stored; send the item itself, as clients do with \
+                        store = false";
             return Err(ApiError::unsupported(format!("{path}.type"), text));
         }
         other => {

@@ -1,4 +1,5 @@
-// Vercel's AI SDK, by its providers for OpenAI (chat) and for servers that are compatible.
+// Vercel's AI SDK, by its providers for OpenAI (responses, which are its default, and chat) and for servers that
+// are compatible.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { createOpenAI } from "@ai-sdk/openai";
@@ -7,7 +8,8 @@ import { Output, generateObject, generateText, stepCountIs, streamObject, stream
 import { ASK, Fruit, PARIS, Place, demo, script, scripted } from "./servers.mjs";
 
 const providers = {
-  "@ai-sdk/openai": ({ url, key, model }) => createOpenAI({ baseURL: url, apiKey: key }).chat(model),
+  "@ai-sdk/openai by default": ({ url, key, model }) => createOpenAI({ baseURL: url, apiKey: key })(model),
+  "@ai-sdk/openai by chat": ({ url, key, model }) => createOpenAI({ baseURL: url, apiKey: key }).chat(model),
   "@ai-sdk/openai-compatible": ({ url, key, model }) =>
     createOpenAICompatible({ name: "octant", baseURL: url, apiKey: key, supportsStructuredOutputs: true })(model),
 };
@@ -25,6 +27,8 @@ for (const [name, provider] of Object.entries(providers)) {
     tools: { weather },
     stopWhen: stepCountIs(3),
     maxRetries: 0,
+    // Without it, the second step of the default provider names items of the first one, which no server keeps.
+    providerOptions: { openai: { store: false } },
   };
 
   test(`${name}: text, whole and streamed`, async () => {

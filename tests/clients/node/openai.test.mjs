@@ -1,8 +1,8 @@
 // The official `openai` client for Node.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import OpenAI, { toFile } from "openai";
+import { zodFunction, zodResponseFormat, zodResponsesFunction, zodTextFormat } from "openai/helpers/zod";
 import { ASK, Fruit, PARIS, Place, demo, script, scripted } from "./servers.mjs";
 
 const client = (server) => new OpenAI({ baseURL: server.url, apiKey: server.key, maxRetries: 0 });
@@ -73,4 +73,77 @@ test("an aborted stream ends", async () => {
     if (++chunks === 2) stream.controller.abort();
   }
   assert(chunks < 100);
+});
+
+test("a response, whole and streamed", async () => {
+  const request = { model: demo.model, input: "Name three fruits.", max_output_tokens: 12, temperature: 0 };
+  const whole = await client(demo).responses.create(request);
+  assert.equal(whole.status, "incomplete");
+  assert.equal(whole.usage.output_tokens, 12);
+  let text = "";
+  const kinds = new Set();
+  for await (const event of await client(demo).responses.create({ ...request, stream: true })) {
+    kinds.add(event.type);
+    if (event.type === "response.output_text.delta") text += event.delta;
+  }
+  assert.equal(text, whole.output_text);
+  assert(["response.created", "response.output_item.done", "response.incomplete"].every((kind) => kinds.has(kind)));
+  const final = await client(demo).responses.stream(request).finalResponse();
+  assert.equal(final.output_text, whole.output_text);
+});
+
+test("a response of a schema, also from a stream", async () => {
+  const request = { model: demo.model, input: ASK, max_output_tokens: 60 };
+  request.text = { format: zodTextFormat(Fruit, "fruit") };
+  Fruit.parse((await client(demo).responses.parse(request)).output_parsed);
+  Fruit.parse((await client(demo).responses.stream(request).finalResponse()).output_parsed);
+});
+
+test("a response calls a function, and its result goes back", async () => {
+  const tools = [zodResponsesFunction({ name: "weather", parameters: Place })];
+  const input = [{ role: "user", content: script("weather", PARIS) }];
+  const { output } = await client(scripted).responses.parse({ model: scripted.model, input, tools });
+  const call = output.find((item) => item.type === "function_call");
+  assert.deepEqual(call.parsed_arguments, { city: "Paris" });
+  input.push(...output, { type: "function_call_output", call_id: call.call_id, output: "sunny" });
+  const answer = await client(scripted).responses.create({ model: scripted.model, input, tools });
+  assert.equal(answer.output_text, "The tools say: sunny");
+  const forced = { model: demo.model, input: ASK, tools, tool_choice: "required", max_output_tokens: 200 };
+  const calls = (await client(demo).responses.parse(forced)).output;
+  Place.parse(calls.at(-1).parsed_arguments);
+});
+
+test("what is not stored is refused by name", async () => {
+  const earlier = client(demo).responses.create({ model: demo.model, input: ASK, previous_response_id: "resp_1" });
+  await assert.rejects(earlier, (error) => error.param === "previous_response_id");
+  await assert.rejects(client(demo).responses.retrieve("resp_1"), (error) => error.status === 404);
+});
+
+test("a file is uploaded, and a batch runs its lines", async () => {
+  const { files, batches } = client(demo);
+  const endpoint = "/v1/chat/completions";
+  const lines = [user(ASK), []].map((messages, i) => {
+    const body = { model: demo.model, messages, max_tokens: 8 };
+    return `${JSON.stringify({ custom_id: `line-${i}`, method: "POST", url: endpoint, body })}\n`;
+  });
+  const upload = await toFile(Buffer.from(lines.join("")), "lines.jsonl");
+  const file = await files.create({ file: upload, purpose: "batch" });
+  assert.equal(file.filename, "lines.jsonl");
+  assert.equal(await (await files.content(file.id)).text(), lines.join(""));
+  let batch = await batches.create({ input_file_id: file.id, endpoint, completion_window: "24h" });
+  while (["validating", "in_progress", "finalizing"].includes(batch.status)) {
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    batch = await batches.retrieve(batch.id);
+  }
+  assert.deepEqual(batch.request_counts, { total: 2, completed: 1, failed: 1 });
+  const result = async (id) => JSON.parse(await (await files.content(id)).text());
+  const good = await result(batch.output_file_id);
+  assert.equal(good.custom_id, "line-0");
+  assert(good.response.body.choices[0].message.content);
+  assert.equal((await result(batch.error_file_id)).response.status_code, 400);
+  const listed = [];
+  for await (const entry of batches.list({ limit: 1 })) listed.push(entry.id);
+  assert.deepEqual(listed, [batch.id]);
+  await assert.rejects(batches.cancel(batch.id), (error) => error.status === 409);
+  for await (const entry of files.list()) assert((await files.delete(entry.id)).deleted);
 });

@@ -242,6 +242,26 @@ async fn a_conversation_on_a_terminal_has_history_and_commands() {
         terminal.press("/help\r");
         terminal.until("/continue");
         terminal.until("> ");
+        terminal.press("/load\r");
+        terminal.until("0 requests running, 0 waiting, 0.0 % of the KV cache used");
+        terminal.until("> ");
+        // The server gives letters with even codes a probability of 0.78, and those with odd ones 0.22.
+        terminal.press("/clear\r");
+        terminal.until("> ");
+        terminal.press("/system -\r");
+        terminal.until("> ");
+        terminal.press("/logprobs on\r");
+        terminal.until("\x1b[31mless");
+        terminal.until("> ");
+        terminal.press("bcd\r");
+        terminal.until("\x1b[36mb\x1b[0m\x1b[35mc\x1b[0m\x1b[36md\x1b[0m\r\n");
+        terminal.until("> ");
+        terminal.press("/logprobs off\r");
+        terminal.until("Tokens have no colours.");
+        terminal.until("> ");
+        terminal.press("/retry\r");
+        terminal.until("\nbcd\r\n");
+        terminal.until("> ");
         terminal.press("/quit\r");
         assert_eq!(terminal.end(), Some(0));
     };

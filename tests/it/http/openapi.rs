@@ -333,3 +333,86 @@ async fn files_and_batches_are_documented_as_they_are() {
         assert!(responses[status].is_object(), "{method} {path} {status}: {responses}");
     }
 }
+
+/// A form of text fields, and of files where a name follows.
+fn form(fields: &[(&str, Option<&str>, &str)]) -> Vec<u8> {
+    let part = |(name, file, content): &(&str, Option<&str>, &str)| {
+        let file = file.map(|file| format!("; filename=\"{file}\"")).unwrap_or_default();
+        format!("--x\r\ncontent-disposition: form-data; name=\"{name}\"{file}\r\n\r\n{content}\r\n")
+    };
+    let parts: String = fields.iter().map(part).collect();
+    format!("{parts}--x--\r\n").into_bytes()
+}
+
+#[tokio::test]
+async fn the_form_of_an_upload_is_documented_as_it_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = super::batches::setup(dir.path(), 1 << 30).launch();
+    let schema = document(&server).await["components"]["schemas"]["FileUpload"].clone();
+    let headers = [("content-type", "multipart/form-data; boundary=x")];
+    let upload = async |fields: &[(&str, Option<&str>, &str)]| {
+        send(server.address, "POST", "/v1/files", &headers, &form(fields)).await
+    };
+    let words = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|word| word.as_str().unwrap().to_owned()).collect()
+    };
+    let (required, properties) = (words(&schema["required"]), schema["properties"].as_object().unwrap());
+    let purposes = words(&properties["purpose"]["enum"]);
+    let file = ("file", Some("in.jsonl"), "{}\n");
+    for purpose in &purposes {
+        let reply = upload(&[("purpose", None, purpose), file]).await;
+        assert_eq!((reply.status, reply.json()["purpose"].as_str()), (200, Some(purpose.as_str())));
+    }
+    let all = [("purpose", None, purposes[0].as_str()), file];
+    assert_eq!(properties.len(), all.len());
+    for absent in properties.keys() {
+        let rest: Vec<_> = all.into_iter().filter(|(name, ..)| name != absent).collect();
+        let reply = upload(&rest).await;
+        let is_refused = reply.status == 400 && reply.error().2.as_deref() == Some(absent.as_str());
+        assert_eq!(is_refused, required.contains(absent), "without {absent}: {}", reply.text());
+    }
+    for purpose in ["", "fine-tune", "batch_output"] {
+        assert!(!purposes.iter().any(|known| known == purpose));
+        assert_eq!(upload(&[("purpose", None, purpose), file]).await.error().2.as_deref(), Some("purpose"));
+    }
+    for refused in words(&schema["x-octant-refused"]) {
+        for name in [refused.clone(), format!("{refused}[anchor]")] {
+            assert_eq!(
+                upload(&[all[0], file, (&name, None, "7")]).await.error().2.as_deref(),
+                Some(&*refused),
+                "{name}"
+            );
+        }
+    }
+    let reply = upload(&[all[0], file, ("other", None, "7")]).await;
+    assert_eq!((reply.status, reply.header("x-ignored-fields")), (200, Some("other")));
+}
+
+#[tokio::test]
+async fn the_range_of_the_deadline_header_is_the_documented_one() {
+    let servers = servers();
+    let document = document(&servers[0]).await;
+    let mut routes = 0;
+    for (_, path, body) in bodies() {
+        let parameters = document["paths"][path]["post"]["parameters"].as_array().unwrap();
+        let Some(header) = parameters.iter().find(|parameter| parameter["in"] == "header") else { continue };
+        let name = header["name"].as_str().unwrap();
+        let [least, most] = ["minimum", "maximum"].map(|bound| header["schema"][bound].as_i64().unwrap());
+        assert_eq!(header["schema"]["type"], "integer");
+        // A millisecond is valid, but can end a request.
+        for (value, is_valid) in [
+            ((least - 1).to_string(), false),
+            (most.to_string(), true),
+            ((most + 1).to_string(), false),
+            ("1.5".to_owned(), false),
+        ] {
+            let headers = [("content-type", "application/json"), (name, &*value)];
+            let server = of_route(&servers, path);
+            let reply = send(server.address, "POST", path, &headers, body.to_string().as_bytes()).await;
+            let refused = reply.status == 400 && reply.text().contains(name);
+            assert_eq!((reply.status == 200, refused), (is_valid, !is_valid), "{path} {value}");
+        }
+        routes += 1;
+    }
+    assert_eq!(routes, 8);
+}

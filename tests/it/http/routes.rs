@@ -54,7 +54,8 @@ async fn the_tokenizers_configuration_has_its_special_tokens_as_text_and_the_tem
 #[tokio::test]
 async fn unknown_paths_and_methods_get_an_error_object() {
     let server = Setup::new().launch();
-    for path in ["/v1", "/page", "/v1/embeddings", "/v1/chat/completions/", "/admin", "/v1/models/"] {
+    for path in ["/v1", "/page", "/v1/embeddings", "/score", "/v1/chat/completions/", "/admin", "/v1/models/"]
+    {
         assert_eq!(server.get(path).await.error(), (404, None, None), "{path}");
     }
     let wrong = send(server.address, "GET", "/v1/chat/completions", &[], b"").await;

@@ -128,7 +128,7 @@ async fn prompt_logprobs_have_the_form_of_vllm() {
         assert_eq!(entries[1], even);
         let odd = entries[2].as_object().unwrap();
         assert_eq!(odd.keys().next().unwrap(), "99");
-        assert_eq!(odd["99"], json!({ "logprob": -1.5, "rank": null, "decoded_token": "c" }));
+        assert_eq!(odd["99"], json!({ "logprob": -1.5, "rank": 2, "decoded_token": "c" }));
         assert_eq!(odd.len(), 2);
         assert_eq!(odd.values().nth(1).unwrap()["rank"], 1);
     };

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// The commit of every revision.
@@ -53,6 +53,18 @@ struct File {
     bytes: Vec<u8>,
     /// Large files have their SHA-256 as ETag, and are on the other server.
     is_large: bool,
+}
+
+impl File {
+    /// Its entry in the list of a repository's files, which `huggingface_hub` reads.
+    fn entry(&self, name: &str) -> Value {
+        let (hash, size) = (sha256(&self.bytes), self.bytes.len());
+        let mut entry = json!({ "type": "file", "path": name, "size": size, "oid": hash[..40] });
+        if self.is_large {
+            entry["lfs"] = json!({ "oid": hash, "size": size, "pointerSize": 130 });
+        }
+        entry
+    }
 }
 
 struct State {
@@ -246,12 +258,13 @@ impl State {
             }
             let files = self.files.lock().unwrap();
             let siblings: Vec<_> = files.keys().map(|name| json!({ "rfilename": name })).collect();
-            let text = json!({ "id": "org/tiny", "sha": COMMIT, "siblings": siblings }).to_string();
-            return write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{text}",
-                text.len()
-            );
+            let info = json!({ "id": "org/tiny", "sha": COMMIT, "siblings": siblings });
+            return send_json(stream, &info);
+        }
+        if request.path.starts_with(&format!("/api/models/org/tiny/tree/{COMMIT}?")) {
+            let files = self.files.lock().unwrap();
+            let entries: Vec<_> = files.iter().map(|(name, file)| file.entry(name)).collect();
+            return send_json(stream, &json!(entries));
         }
         let Some(name) = request.path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/")) else {
             return stream.write_all(not_found.as_bytes());
@@ -323,6 +336,12 @@ impl State {
         }
         Ok(())
     }
+}
+
+fn send_json(mut stream: &TcpStream, value: &Value) -> std::io::Result<()> {
+    let text = value.to_string();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+    write!(stream, "{head}\r\ncontent-length: {}\r\n\r\n{text}", text.len())
 }
 
 fn redirect(mut stream: &TcpStream, to: &str, headers: &str) -> std::io::Result<()> {
