@@ -237,11 +237,13 @@ impl Endpoint {
             Ok(value) => message(value),
             Err(_) => String::from_utf8_lossy(&text).trim().to_owned(),
         };
-        let said = format!("{}{path} answers with status {status}: {}", self.base, short(&said));
+        // A reject has no address: a local server has another port in each run.
+        let status_said = format!("status {status}: {}", short(&said));
+        let said = format!("{}{path} answers with {status_said}", self.base);
         Err(match status {
             429 | 503 => Attempt::Full { message: said, wait },
             408 | 500.. => Attempt::Failed(said),
-            400 | 413 | 422 => Attempt::Refused(said),
+            400 | 413 | 422 => Attempt::Refused(status_said),
             _ => Attempt::Fatal(said),
         })
     }

@@ -115,7 +115,8 @@ async fn prefix_token(model: &str, client: &EvalClient) -> Result<u32, RequestEr
         token.as_str().or_else(|| token.get("content")?.as_str())
     };
     let Some(token) = token("bos_token").or_else(|| token("eos_token")) else {
-        let expected = "`bos_token` or `eos_token`; if the model has neither, give a token id with --prefix-token";
+        let expected =
+            "`bos_token` or `eos_token`; if the model has neither, give a token id with --prefix-token";
         return Err(RequestError::malformed(TOKENIZER, expected, "neither"));
     };
     let tokenized = ids(model, token, client).await?;
