@@ -86,7 +86,7 @@ fn a_short_list_is_used_and_said() {
     let expected = json!({ "id": "topics", "wanted": 2, "made": 1, "raw": "{\"items\": [\"Tides\", \"Moo" });
     assert_eq!(short, [expected]);
     let part = report.split("<h2>Short lists</h2>").nth(1).unwrap();
-    assert!(part.contains("topics (1 of 1)") && part.contains("topics 1 of 2 items"), "{part}");
+    assert!(part.contains("topics (1 of 1)") && part.contains("<code>topics</code> 1 of 2 items"), "{part}");
     assert!(part.contains("[&quot;Tides&quot;, &quot;Moo"), "{part}");
 }
 
