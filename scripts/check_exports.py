@@ -5,12 +5,16 @@
     python scripts/check_exports.py RUN/exports
 
 The columns are those of TRL's documentation ("Dataset formats and types"), of NeMo-Aligner's user guide and
-of NeMo-RL's guides. If `trl` is installed, its own functions classify the conversational data sets too. Exits
-with status 1 if a file is missing from the folder, a column is missing or too many, or a value has the wrong
-type.
+of NeMo-RL's guides. Exits with status 1 if a file is missing from the folder, a column is missing or too
+many, or a value has the wrong type.
+
+With `--tokenizer DIRECTORY`, TRL's own functions read its data sets too, as its trainers do: each row is
+conversational and the tokenizer's chat template takes it, the implicit prompts are the explicit ones, and the
+pairs taken apart are the data set of KTO. This needs `trl` and `transformers`, and no PyTorch.
 """
 
 import argparse
+import json
 import math
 import pathlib
 import sys
@@ -108,50 +112,89 @@ FORMATS = {
 }
 
 
-def check_trl(name, row):
-    """Faults that TRL's own functions find in a row."""
-    try:
-        from trl import is_conversational
-    except ImportError:
-        return []
-    return [] if is_conversational(row) else [f"{name}: TRL does not find the first row conversational"]
+def check_trl(tables, tokenizer):
+    """Faults that TRL's own functions find in its data sets."""
+    import trl
+    from transformers import AutoTokenizer
 
-
-def check(path, cache):
-    """The number of rows of a file, and its faults."""
-    name = path.name
-    expected = FORMATS[name]
-    if path.stat().st_size == 0:
-        return 0, []
-    rows = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=cache)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     faults = []
+    for name, rows in tables.items():
+        for number, row in enumerate(rows, 1):
+            if not trl.is_conversational(row):
+                faults.append(f"{name}:{number}: TRL does not find the row conversational")
+                continue
+            try:
+                texts = trl.apply_chat_template(row, tokenizer)
+            except (KeyError, ValueError, TypeError) as error:
+                faults.append(f"{name}:{number}: TRL cannot apply the chat template: {error!r}")
+                continue
+            if not all(text for text in texts.values() if isinstance(text, str)):
+                faults.append(f"{name}:{number}: TRL makes an empty text: {texts}")
+    explicit, implicit = tables.get("trl_preference.jsonl"), tables.get("trl_preference_implicit.jsonl")
+    if explicit and implicit:
+        columns = ["prompt", "chosen", "rejected"]
+        found = implicit.map(trl.extract_prompt).select_columns(columns).to_list()
+        if found != explicit.select_columns(columns).to_list():
+            faults.append("trl_preference_implicit.jsonl: TRL finds other rows than trl_preference.jsonl has")
+    if explicit and (kto := tables.get("trl_kto.jsonl")):
+        unpaired = trl.unpair_preference_dataset(explicit).to_list()
+        if sorted(map(repr_of, unpaired)) != sorted(map(repr_of, kto)):
+            faults.append("trl_kto.jsonl: other rows than those of trl_preference.jsonl taken apart")
+    return faults
+
+
+def repr_of(row):
+    """A text by which rows can be compared, whatever the order of their columns."""
+    return json.dumps(row, sort_keys=True)
+
+
+def load(path, cache):
+    """The rows of a file; `None` if it is empty, which `datasets` cannot load."""
+    if path.stat().st_size == 0:
+        return None
+    return datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=cache)
+
+
+def check(name, rows):
+    """Faults of the columns and their values."""
+    expected = FORMATS[name]
     if set(rows.column_names) != set(expected):
-        faults.append(f"{name}: expected columns {sorted(expected)}; got {sorted(rows.column_names)}")
-        return len(rows), faults
-    for number, row in enumerate(rows, 1):
-        for column, is_right in expected.items():
-            if not is_right(row[column]):
-                faults.append(f"{name}:{number}: {column}: unexpected value {row[column]!r}")
-    if name.startswith("trl_"):
-        faults += check_trl(name, rows[0])
-    return len(rows), faults
+        return [f"{name}: expected columns {sorted(expected)}; got {sorted(rows.column_names)}"]
+    return [
+        f"{name}:{number}: {column}: unexpected value {row[column]!r}"
+        for number, row in enumerate(rows, 1)
+        for column, is_right in expected.items()
+        if not is_right(row[column])
+    ]
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=pathlib.Path, help="the folder `exports` of a run")
     parser.add_argument("--only", nargs="*", choices=sorted(FORMATS), help="the files that must be there")
+    parser.add_argument("--filled", action="store_true", help="a file without rows is an error")
+    parser.add_argument("--tokenizer", help="also call TRL's functions, with this model's tokenizer")
     arguments = parser.parse_args()
-    faults = []
+    faults, tables = [], {}
     with tempfile.TemporaryDirectory() as cache:
         for name in arguments.only or FORMATS:
             path = arguments.folder / name
             if not path.exists():
                 faults.append(f"{name}: missing from {arguments.folder}")
                 continue
-            rows, found = check(path, cache)
+            rows = load(path, cache)
+            found = check(name, rows) if rows else []
+            if rows:
+                tables[name] = rows
+            elif arguments.filled:
+                found = [f"{name}: expected rows; got none"]
             faults += found
-            print(f"{name:<36} {rows:>7} rows  {'wrong' if found else 'right'}")
+            print(f"{name:<36} {len(rows or []):>7} rows  {'wrong' if found else 'right'}")
+        if arguments.tokenizer and not faults:
+            of_trl = {name: rows for name, rows in tables.items() if name.startswith("trl_")}
+            faults = check_trl(of_trl, arguments.tokenizer)
+            print(f"TRL's functions on {len(of_trl)} data sets: {'wrong' if faults else 'right'}")
     for fault in faults[:50]:
         print(fault, file=sys.stderr)
     sys.exit(1 if faults else 0)

@@ -272,14 +272,16 @@ impl Endpoint {
         }
         let reply = String::from_utf8_lossy(&text).into_owned();
         let said = answer.as_ref().map_or_else(|_| reply.trim().to_owned(), message);
-        let message = format!("{}{path} answers with status {status}: {}", self.base, short(&said));
+        // A reject has no address: a local server has another port in each run.
+        let refused = format!("status {status}: {}", short(&said));
+        let message = format!("{}{path} answers with {refused}", self.base);
         // A quota that is used up, which OpenAI's API reports as 429, does not come back by waiting.
         let code = answer.ok().and_then(|answer| answer["error"]["code"].as_str().map(str::to_owned));
         Err(match status {
             429 if code.as_deref() == Some("insufficient_quota") => Attempt::Fatal(message),
             429 | 503 => Attempt::Overloaded { message, status, retry_after },
             408 | 500.. => Attempt::Failed(message),
-            400 | 413 | 422 => Attempt::Refused(Refusal { message, messages: Vec::new(), reply }),
+            400 | 413 | 422 => Attempt::Refused(Refusal { message: refused, messages: Vec::new(), reply }),
             _ => Attempt::Fatal(message),
         })
     }

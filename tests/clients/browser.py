@@ -15,6 +15,30 @@ PROGRAMS = ["chromium", "chromium-browser", "google-chrome", "chrome"]
 KEYS = {"Enter": 13, "Escape": 27, "Tab": 9, " ": 32, "ArrowRight": 39, "ArrowLeft": 37}
 SHIFT = 8
 PATIENCE_S = 60
+# The least contrast of text against its background, over all elements with text of their own.
+CONTRAST = """(() => {
+  const channel = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const context = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const over = (colours) => {
+    context.clearRect(0, 0, 1, 1);
+    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
+    return [...context.getImageData(0, 0, 1, 1).data];
+  };
+  let least = {least: 99};
+  for (const element of document.querySelectorAll('body *')) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+    if (!own || !element.checkVisibility({opacityProperty: true}) || element.disabled) continue;
+    const colours = [];
+    for (let at = element; at; at = at.parentElement) colours.unshift(getComputedStyle(at).backgroundColor);
+    const {color, fill} = getComputedStyle(element);
+    const ink = element instanceof SVGElement ? fill : color;
+    const [a, b] = [over(colours), over([...colours, ink])].map(luminance);
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < least.least) least = {least: contrast, text: element.textContent.slice(0, 40)};
+  }
+  return least;
+})()"""
 
 
 def program() -> str | None:
@@ -124,6 +148,10 @@ class Browser:
     def screenshot(self, path: Path) -> None:
         image = self.call("Page.captureScreenshot", format="png")["data"]
         path.write_bytes(base64.b64decode(image))
+
+    def contrast(self) -> dict:
+        """The least contrast of text against its background, with the start of the text."""
+        return self.value(CONTRAST)
 
     def complaints(self) -> list[str]:
         """Errors in the console, exceptions, and what the page's policy has blocked."""

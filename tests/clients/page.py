@@ -227,7 +227,7 @@ def the_page_is_shown_in_both_themes_and_on_a_phone(tab: Browser, server: Server
             # A page wider than the window would scroll sideways.
             assert tab.value("document.documentElement.scrollWidth <= window.innerWidth"), name
             tab.screenshot(SCREENSHOTS / f"{name}-{theme}.png")
-            contrast = tab.value(CONTRAST)
+            contrast = tab.contrast()
             assert contrast["least"] >= 4.5, f"{theme} {name}: {contrast}"
     tab.size(1280, 800)
 
@@ -378,30 +378,6 @@ def intercepted(tab: Browser, more: dict, act) -> dict:
     tab.value(catch.replace("MORE", json.dumps(more)))
     act()
     return json.loads(tab.until("window.sent"))
-
-
-# The least contrast of text against its background, over all elements with text of their own.
-CONTRAST = """(() => {
-  const channel = (c) => { c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
-  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
-  const context = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
-  const over = (colours) => {
-    context.clearRect(0, 0, 1, 1);
-    for (const colour of colours) { context.fillStyle = colour; context.fillRect(0, 0, 1, 1); }
-    return [...context.getImageData(0, 0, 1, 1).data];
-  };
-  let least = {least: 99};
-  for (const element of document.querySelectorAll('body *')) {
-    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-    if (!own || !element.checkVisibility({opacityProperty: true}) || element.disabled) continue;
-    const colours = [];
-    for (let at = element; at; at = at.parentElement) colours.unshift(getComputedStyle(at).backgroundColor);
-    const [a, b] = [over(colours), over([...colours, getComputedStyle(element).color])].map(luminance);
-    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (contrast < least.least) least = {least: contrast, text: element.textContent.slice(0, 40)};
-  }
-  return least;
-})()"""
 
 
 def main(binary: str, model: str) -> None:

@@ -206,7 +206,7 @@ fn samples(out: &mut String, title: &str, report: &Report, fate: Fate) {
         };
         _ = writeln!(
             out,
-            "<details><summary><span class=\"{fate}\">{fate}</span> {} {}</summary><div>",
+            "<details><summary><span class=\"{fate}\">{fate}</span> <code>{}</code> {}</summary><div>",
             escape(&sample.id),
             escape(&sample.remark)
         );

@@ -110,7 +110,7 @@ fn counts_rejects_and_totals_are_shown() {
         "<strong>1 min 15 s</strong><span>time of all stages</span>",
         "<td>trl_sft.jsonl</td><td>TRL</td><td class=\"n\">12</td><td>2, the first: turns: &lt;odd&gt;</td>",
         "2 pairs were decided by ground truth against the scores.",
-        "<span class=\"rejected\">rejected</span> pair-1 the scores are equal",
+        "<span class=\"rejected\">rejected</span> <code>pair-1</code> the scores are equal",
     ] {
         assert!(html.contains(shown), "{shown}");
     }

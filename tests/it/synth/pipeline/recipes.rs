@@ -87,8 +87,10 @@ fn a_template_with_an_unknown_variable_is_refused() {
 }
 
 #[test]
-fn the_example_is_valid() {
-    Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/synth.toml")).unwrap();
+fn the_examples_are_valid() {
+    for name in ["synth.toml", "synth_demo.toml"] {
+        Recipe::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)).unwrap();
+    }
 }
 
 #[test]
