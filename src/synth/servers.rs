@@ -27,13 +27,23 @@ const POLL: Duration = Duration::from_millis(50);
 /// Time for a child process to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(30);
 /// Settings of `octant serve` that must not reach the child process by the environment.
-const OWN_VARIABLES: [&str; 6] = [
-    "OCTANT_API_KEY",
+const OWN_VARIABLES: [&str; 15] = [
+    "OCTANT_MODEL",
+    "OCTANT_SERVED_MODEL_NAME",
     "OCTANT_HOST",
     "OCTANT_PORT",
     "OCTANT_HEALTH_PORT",
+    "OCTANT_ADMIN_HOST",
     "OCTANT_ADMIN_PORT",
-    "OCTANT_SERVED_MODEL_NAME",
+    "OCTANT_ALLOWED_HOSTS",
+    "OCTANT_ALLOWED_ORIGINS",
+    "OCTANT_API_KEY",
+    "OCTANT_API_KEYS",
+    "OCTANT_REQUIRE_AUTH_FOR_METRICS",
+    "OCTANT_MAX_TTFT",
+    "OCTANT_DATA_DIR",
+    // The children of a run would write the same file.
+    "OCTANT_RECORD",
 ];
 /// Bytes of a child's log in an error.
 const LOG_END: usize = 600;

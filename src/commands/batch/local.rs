@@ -46,11 +46,12 @@ pub(super) fn run(
     let device = &config.device;
     let device_threads = device.ranks() + device.threads() + device.mask_threads();
     check_threads(device.threads().clamp(1, 4) + device_threads + serve::OTHER_THREADS)?;
+    // Each field by its name, so that a new limit is decided here too: it must refuse no line.
     config.admission = AdmissionArgs {
         max_queue_requests: NO_LIMIT,
         max_queue_tokens: NO_LIMIT,
         max_ttft: None,
-        ..config.admission
+        queue_full_status: config.admission.queue_full_status,
     };
     let max_lines = run.concurrency.unwrap_or(REQUESTS_PER_SEQUENCE * config.scheduling.max_num_seqs);
     let found = batch.progress();

@@ -59,6 +59,21 @@ fn a_local_model_is_served_while_a_stage_needs_it() {
 }
 
 #[test]
+fn settings_of_another_server_in_the_environment_do_not_reach_a_child() {
+    let setup = setup("model");
+    write_model(&setup);
+    // The child would be refused: these need a port for administration, and a key.
+    let mut command = setup.command("");
+    command.envs([("OCTANT_ADMIN_HOST", "127.0.0.1"), ("OCTANT_REQUIRE_AUTH_FOR_METRICS", "true")]);
+    let record = setup.path().join("record");
+    command.env("OCTANT_RECORD", &record).env("OCTANT_API_KEYS", setup.path().join("no such file"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(setup.lines("08-responses.jsonl").len(), 2);
+    assert!(!record.exists());
+}
+
+#[test]
 fn a_run_that_is_killed_leaves_no_server_behind() {
     let mut setup = setup("model");
     write_model(&setup);
