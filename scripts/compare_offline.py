@@ -47,7 +47,8 @@ def run(args, lines, folder):
     out = folder / "out.jsonl"
     out.unlink(missing_ok=True)
     command = [args.octant, "batch", lines, out, args.model, "--served-model-name", "demo"]
-    command += ["--max-num-seqs", str(SEQUENCES), "--max-model-len", "512", "--enable-prefix-caching", "false"]
+    command += ["--max-num-seqs", str(SEQUENCES), "--max-model-len", "512"]
+    command += ["--enable-prefix-caching", "false"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"this run: (\d+) requests and (\d+) tokens in \S+ (\d+) tokens/s", done.stderr)
     if done.returncode != 0 or not found:
@@ -56,7 +57,8 @@ def run(args, lines, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
     parser.add_argument("--octant", required=True)
     parser.add_argument("--model", default="demo/smollm2-135m-instruct")
     parser.add_argument("--forward", required=True, type=Path, help="output of the bench `forward`")
