@@ -23,11 +23,11 @@ ITEM = {
     "required": ["name", "text", "count"],
     "additionalProperties": False,
 }
-# None of the constraints can be met in fewer tokens than are measured: short answers would share more of
-# their time with the prefill of the others.
+# No answer meets its constraint within the tokens that are measured: short answers would share more of their
+# time with the prefill of the others.
 KINDS = {
     "plain": {},
-    "any text by an expression": {"regex": r"[\s\S]*"},
+    "any text by an expression": {"regex": r"[\s\S]*END OF TEXT"},
     "array of any JSON values": {"json": {"type": "array", "minItems": 80}},
     "array of objects by a schema": {"json": {"type": "array", "items": ITEM, "minItems": 40}},
 }

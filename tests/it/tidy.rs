@@ -1,6 +1,7 @@
 //! Tests of the project's rules. Each rule is a function that takes a file's path and text and returns its
 //! violations. A test shows that the function finds one.
 
+mod golden;
 mod imports;
 mod page;
 mod prose;

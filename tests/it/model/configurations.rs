@@ -17,7 +17,8 @@ fn read(config: &Value) -> Result<ModelConfig, LoadError> {
 fn base(family: &str) -> Map<String, Value> {
     let names = match family {
         "llama" => json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}),
-        _ => json!({"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"}),
+        "nemotron" => json!({"architectures": ["NemotronForCausalLM"], "model_type": "nemotron"}),
+        other => panic!("no configuration of the family {other}"),
     };
     let sizes = json!({"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 384,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512});
