@@ -13,7 +13,7 @@ pub(crate) use threads::check_threads;
 
 /// CPU cores that this process may use, at least 1. Affinity and the CPU quotas of control groups count.
 pub fn cores() -> usize {
-    // The standard library does not find the quotas of every mount.
+    // The standard library misses CPU quotas if control groups are mounted at an unusual place.
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     cpu_quota(Path::new("/")).map_or(cores, |quota| cores.min(quota))
 }

@@ -59,6 +59,6 @@ pub(crate) struct ConversionArgs {
 pub(crate) enum ScaleScheme {
     /// One scale per output channel.
     Channel,
-    /// One scale per weight.
+    /// One scale per weight matrix.
     Tensor,
 }

@@ -60,8 +60,8 @@ impl ApiKeys {
         without_keys.into_iter().chain(self.0.iter().map(|(_, caller)| label(caller))).collect()
     }
 
-    /// Label of a tenant's usage in metrics and logs: the tenant's name, or the shared key's label if it has
-    /// no name.
+    /// Label of a tenant's usage in metrics and logs: the tenant's name, or the shared key's label if the
+    /// tenant has no name.
     pub(crate) fn usage_label(&self, tenant: &Tenant) -> String {
         let shared = self.0.iter().find(|(_, caller)| caller.is_none());
         let shared = shared.map_or_else(|| "none".to_owned(), |(key, _)| key.label());

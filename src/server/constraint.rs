@@ -122,7 +122,7 @@ request_fields! {
         whitespace_pattern: Text = text();
         /// Whether a JSON text has no whitespace between its parts.
         disable_any_whitespace: Flag = flag().default("false");
-        /// Whether objects of a schema have no properties that it does not name.
+        /// Whether objects have no other properties than those that the schema lists.
         disable_additional_properties: Flag = flag().default("false");
     }
     checked {

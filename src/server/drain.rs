@@ -110,8 +110,8 @@ impl Signals {
         is_first
     }
 
-    /// Time for sending the last bytes and closing connections after the drain. An operator who pressed
-    /// Ctrl-C does not wait for idle clients to close theirs.
+    /// Time for sending the last bytes and closing connections after the drain. It is
+    /// short after Ctrl-C, so that an operator does not wait for clients that keep idle connections open.
     pub(crate) fn flush_timeout(&self) -> Duration {
         match self.first {
             Some(Signal::Interrupt) => INTERRUPTED_FLUSH_TIMEOUT,

@@ -84,7 +84,7 @@ pub(super) struct StageSummary {
     pub(super) prompt_tokens: u64,
     /// Completion tokens.
     pub(super) completion_tokens: u64,
-    /// Time it ran, over all starts.
+    /// Running time in seconds, with that of earlier, interrupted runs.
     pub(super) seconds: f64,
 }
 

@@ -26,6 +26,8 @@ pub(super) struct Markers {
     pub(super) separator: &'static str,
     /// Name of the member with the arguments.
     pub(super) arguments: &'static str,
+    /// Whether calls are the elements of one array between the markers.
+    pub(super) in_array: bool,
 }
 
 impl ToolFormat {
@@ -70,12 +72,21 @@ impl ToolFormat {
         if source.contains("<extra_id_1>") { Self::Nemotron } else { Self::Hermes }
     }
 
+    /// Whether calls have no markers: the answer begins with the call's object.
+    pub(super) fn is_bare(self) -> bool {
+        self.markers().begin.is_empty()
+    }
+
     pub(super) fn markers(self) -> Markers {
-        let markers =
-            |begin, end, space, separator| Markers { begin, end, space, separator, arguments: "arguments" };
+        let markers = |begin, end, space, separator| {
+            let (arguments, in_array) = ("arguments", false);
+            Markers { begin, end, space, separator, arguments, in_array }
+        };
         match self {
             Self::Nemotron => markers("<toolcall>", "</toolcall>", " ", "\n"),
-            Self::NemotronNano => markers("<TOOLCALL>", "</TOOLCALL>", "", "\n"),
+            Self::NemotronNano => {
+                Markers { in_array: true, ..markers("<TOOLCALL>", "</TOOLCALL>", "", "\n") }
+            }
             Self::Hermes => markers("<tool_call>", "</tool_call>", "\n", "\n"),
             Self::Llama3 => Markers { arguments: "parameters", ..markers("", "", "", "; ") },
         }

@@ -41,9 +41,9 @@ pub fn call_grammar(
     without: &AnswerWithoutCalls,
 ) -> GrammarSource {
     let mut schemas = Vec::new();
-    let mut rules = match format {
-        ToolFormat::Llama3 => bare_calls(tools, several, without, &mut schemas),
-        _ => marked_calls(format, tools, several, without, &mut schemas),
+    let mut rules = match format.is_bare() {
+        true => bare_calls(format, tools, several, without, &mut schemas),
+        false => marked_calls(format, tools, several, without, &mut schemas),
     };
     if let AnswerWithoutCalls::Json { schema, path } = without {
         rules[0].push_str(" | json");
@@ -60,8 +60,7 @@ fn marked_calls(
     without: &AnswerWithoutCalls,
     schemas: &mut Vec<SchemaRule>,
 ) -> Vec<String> {
-    let Markers { begin, end, space, separator, arguments } = format.markers();
-    let in_array = format == ToolFormat::NemotronNano;
+    let Markers { begin, end, space, separator, arguments, in_array } = format.markers();
     let (open, close) = if in_array { ("[", "]") } else { (space, space) };
     let free = *without == AnswerWithoutCalls::Text;
     let start = match (free, several) {
@@ -98,12 +97,13 @@ fn marked_calls(
 /// The rules of calls without markers; the first is `start`. A call and another JSON text begin alike, so a
 /// call is a schema too.
 fn bare_calls(
+    format: ToolFormat,
     tools: &[AllowedTool<'_>],
     several: bool,
     without: &AnswerWithoutCalls,
     schemas: &mut Vec<SchemaRule>,
 ) -> Vec<String> {
-    let Markers { separator, arguments, .. } = ToolFormat::Llama3.markers();
+    let Markers { separator, arguments, .. } = format.markers();
     let mut start = "start: call".to_owned();
     if several {
         start.push_str(&format!(" ({} call)*", quoted(separator)));

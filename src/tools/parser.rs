@@ -115,7 +115,7 @@ impl ToolCallParser {
             State::TextToEnd => text.push(c),
             State::Call(_) => self.in_call(c, text, calls),
             State::Between => self.between(c, text),
-            State::Text if self.format == ToolFormat::Llama3 => self.at_start(c, text),
+            State::Text if self.format.is_bare() => self.at_start(c, text),
             State::Text => {
                 self.held.push(c);
                 self.match_markers(text);
@@ -189,7 +189,7 @@ impl ToolCallParser {
             open.raw.push(c);
         }
         // An array of calls begins, goes on or ends between its elements.
-        if open.scanner.is_new() && self.format != ToolFormat::Llama3 {
+        if open.scanner.is_new() && !self.format.is_bare() {
             match c {
                 '[' if !open.in_array => {
                     open.in_array = true;
@@ -207,7 +207,7 @@ impl ToolCallParser {
         }
         let scanned = open.scanner.push(c);
         if let (None, Some(name)) = (open.index, &open.scanner.name) {
-            let known = self.format != ToolFormat::Llama3 || self.names.contains(name);
+            let known = !self.format.is_bare() || self.names.contains(name);
             if !known {
                 return self.no_call(text, calls);
             }
@@ -225,7 +225,7 @@ impl ToolCallParser {
             }
             add_arguments(calls, call, arguments, text.len());
         }
-        let foreign = self.format == ToolFormat::Llama3 && open.scanner.unknown_member;
+        let foreign = self.format.is_bare() && open.scanner.unknown_member;
         match (scanned, open.index) {
             (Scanned::Open, None) if foreign => self.no_call(text, calls),
             (Scanned::Open, _) => {}
@@ -233,7 +233,7 @@ impl ToolCallParser {
             (Scanned::Closed, Some(_)) => self.close(),
             (Scanned::Broken, Some(_)) => {
                 // The rest of the call is not JSON: it is text.
-                self.state = if self.format == ToolFormat::Llama3 { State::TextToEnd } else { State::Text };
+                self.state = if self.format.is_bare() { State::TextToEnd } else { State::Text };
                 self.character(c, text, calls);
             }
         }
@@ -242,8 +242,8 @@ impl ToolCallParser {
     /// Ends a complete call.
     fn close(&mut self) {
         let State::Call(open) = &self.state else { return };
-        self.state = match (self.format, open.in_array) {
-            (ToolFormat::Llama3, _) => State::Between,
+        self.state = match (self.format.is_bare(), open.in_array) {
+            (true, _) => State::Between,
             (_, true) => State::Call(Box::new(OpenCall::next_in_array())),
             (_, false) => State::Text,
         };
@@ -256,7 +256,7 @@ impl ToolCallParser {
         let last = raw.pop();
         text.push_str(&raw);
         self.end_expected = false;
-        self.state = if self.format == ToolFormat::Llama3 { State::TextToEnd } else { State::Text };
+        self.state = if self.format.is_bare() { State::TextToEnd } else { State::Text };
         if let Some(last) = last {
             self.character(last, text, calls);
         }

@@ -27,9 +27,9 @@ pub fn call_text(format: ToolFormat, name: &str, arguments: &str) -> String {
     let markers = format.markers();
     let name = Value::from(name);
     let object = format!("{{\"name\": {name}, \"{}\": {arguments}}}", markers.arguments);
-    let (open, close) = match format {
-        ToolFormat::NemotronNano => ("[", "]"),
-        _ => (markers.space, markers.space),
+    let (open, close) = match markers.in_array {
+        true => ("[", "]"),
+        false => (markers.space, markers.space),
     };
     format!("{}{open}{object}{close}{}", markers.begin, markers.end)
 }

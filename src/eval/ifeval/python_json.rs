@@ -1,7 +1,7 @@
 //! The texts that `json.loads` of Python accepts: JSON, and beside it `NaN`, `Infinity`, lone surrogates in
 //! escapes and numbers of any size, but no whole number of more than 4300 digits.
 
-/// Digits of a whole number that Python converts.
+/// The most digits of a whole number that Python converts.
 const MAX_DIGITS: usize = 4300;
 
 /// Whether `json.loads` accepts a text.
