@@ -34,10 +34,11 @@ pub enum GrammarProgress {
     Complete,
     /// No token of the vocabulary can follow, and the answer is not complete.
     Stuck,
-    /// The next step of the grammar takes more work than is allowed; the text says which.
-    TooComplex(String),
     /// The grammar cannot be followed because of a fault of the server; the text says why.
     Failed(String),
+    // Recordings store the number of a variant: new ones stand last.
+    /// The next step of the grammar takes more work than is allowed; the text says which.
+    TooComplex(String),
 }
 
 /// Follows the tokens of one sequence. Its state is made when it is first used.

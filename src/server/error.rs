@@ -94,7 +94,7 @@ pub enum ApiError {
     #[error("The server has no room for this: {0}.")]
     StorageFull(String),
     /// No route has this path.
-    #[error("Unknown request URL: {0}. The page /docs lists the routes of this server.")]
+    #[error("Unknown request URL: {0}")]
     NoRoute(String),
     /// The route exists and does not allow the method.
     #[error("Method not allowed for this URL: {0}")]

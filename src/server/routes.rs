@@ -299,7 +299,7 @@ async fn version() -> Json<VersionReply> {
 }
 
 async fn no_route(method: Method, uri: Uri) -> ApiError {
-    ApiError::NoRoute(format!("{method} {}", uri.path()))
+    ApiError::NoRoute(format!("{method} {}. The page /docs lists the routes of this server.", uri.path()))
 }
 
 async fn no_method(method: Method, uri: Uri) -> ApiError {

@@ -27,7 +27,9 @@ const POLL: Duration = Duration::from_millis(50);
 /// Time for a child process to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(30);
 /// Settings of `octant serve` that must not reach the child process by the environment.
-const OWN_VARIABLES: [&str; 15] = [
+const OWN_VARIABLES: [&str; 16] = [
+    // Its file may have any setting.
+    "OCTANT_CONFIG",
     "OCTANT_MODEL",
     "OCTANT_SERVED_MODEL_NAME",
     "OCTANT_HOST",

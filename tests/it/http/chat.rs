@@ -215,6 +215,11 @@ async fn unknown_fields_are_named_in_a_header() {
     let reply = server.chat("a", more).await;
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("x-ignored-fields"), Some("stream_options.odd,frobnicate,s?der????x"));
+    // A long name keeps both ends.
+    let name = format!("{}{}", "a".repeat(90), "b".repeat(90));
+    let reply = server.chat("a", json!({ name: 1 })).await;
+    let shown = format!("{}...{}", "a".repeat(61), "b".repeat(64));
+    assert_eq!(reply.header("x-ignored-fields"), Some(shown.as_str()));
 }
 
 #[tokio::test]

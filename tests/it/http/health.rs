@@ -163,7 +163,9 @@ async fn every_alias_answers_on_every_port() {
     }
     for address in [health, admin] {
         for path in ["/", "/v1/models", "/metrics", "/health/"] {
-            assert_eq!(send(address, "GET", path, &[], b"").await.error(), (404, None, None), "{path}");
+            let reply = send(address, "GET", path, &[], b"").await;
+            assert_eq!(reply.error(), (404, None, None), "{path}");
+            assert!(!reply.text().contains("/docs"), "this port has no page /docs: {}", reply.text());
         }
     }
     assert_eq!(send(health, "POST", "/admin/drain", &[], b"").await.error().0, 404);

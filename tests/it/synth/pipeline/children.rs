@@ -67,6 +67,9 @@ fn settings_of_another_server_in_the_environment_do_not_reach_a_child() {
     command.envs([("OCTANT_ADMIN_HOST", "127.0.0.1"), ("OCTANT_REQUIRE_AUTH_FOR_METRICS", "true")]);
     let record = setup.path().join("record");
     command.env("OCTANT_RECORD", &record).env("OCTANT_API_KEYS", setup.path().join("no such file"));
+    let config = setup.path().join("octant.toml");
+    std::fs::write(&config, "api-key = 'of another server'\n").unwrap();
+    command.env("OCTANT_CONFIG", config);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(setup.lines("08-responses.jsonl").len(), 2);
