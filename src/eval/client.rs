@@ -138,13 +138,12 @@ impl EvalClient {
         let response = response.map_err(|error| lost(error.to_string()))?;
         if !response.status().is_success() {
             let refusal = Refusal::read(response).await;
-            let wait = refusal.retry_after.as_deref().and_then(|text| text.trim().parse::<u64>().ok());
             let error = RequestError::Refused {
                 status: refusal.status,
                 message: super::request_error::excerpt(&refusal.message()),
             };
             self.idle().push(connection);
-            return Err(Failure { error, wait: wait.map(Duration::from_secs) });
+            return Err(Failure { error, wait: refusal.retry_after });
         }
         let bytes = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
         let bytes = bytes.map_err(|error| lost(error.to_string()))?.to_bytes();

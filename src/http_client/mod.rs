@@ -1,5 +1,6 @@
 //! HTTP/1.1 client for servers with OpenAI's API, also by https: the parts that commands share.
 
+mod back_off;
 mod certificates;
 mod connection;
 mod refusal;
@@ -7,6 +8,8 @@ mod sse;
 mod target;
 mod tls;
 
+pub use back_off::retry_after;
+pub(crate) use back_off::{Window, doubled, pause_asked};
 pub use certificates::CertificateError;
 pub(crate) use certificates::{CertificateFile, path_of, with_hint};
 pub(crate) use connection::connect;

@@ -1,11 +1,14 @@
 //! Responses whose status is not a success.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::Response;
 use hyper::body::Incoming;
-use hyper::header::RETRY_AFTER;
 use serde_json::Value;
+
+use super::back_off::pause_asked;
 
 /// Bytes of an error body that are read.
 const MAX_BODY: usize = 64 << 10;
@@ -15,8 +18,8 @@ const MAX_BODY: usize = 64 << 10;
 pub(crate) struct Refusal {
     /// HTTP status.
     pub(crate) status: u16,
-    /// Value of `Retry-After`.
-    pub(crate) retry_after: Option<String>,
+    /// The pause of `Retry-After`.
+    pub(crate) retry_after: Option<Duration>,
     /// The body, empty if it could not be read.
     pub(crate) body: Bytes,
 }
@@ -25,8 +28,7 @@ impl Refusal {
     /// Reads the response.
     pub(crate) async fn read(response: Response<Incoming>) -> Self {
         let status = response.status().as_u16();
-        let retry = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after = retry.map(str::to_owned);
+        let retry_after = pause_asked(response.headers());
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         Self { status, retry_after, body: body.map(|body| body.to_bytes()).unwrap_or_default() }
     }

@@ -13,7 +13,7 @@ use ureq::{Agent, Body};
 use super::environment::HubSettings;
 use super::error::{HubError, text_of};
 use super::name::{MAIN, ModelName, is_commit, is_lower_hex};
-use crate::http_client::{CertificateFile, with_hint};
+use crate::http_client::{CertificateFile, pause_asked, with_hint};
 
 /// Most redirects of one request.
 const MAX_REDIRECTS: usize = 10;
@@ -268,8 +268,7 @@ impl Client {
         let elsewhere = !self.is_hub(&answer.url);
         match status {
             408 | 429 | 500.. => {
-                let wait = text_of_header(headers, "retry-after").and_then(|text| text.parse().ok());
-                let wait = wait.map(|seconds| Duration::from_secs(seconds).min(MAX_WAIT));
+                let wait = pause_asked(headers).map(|wait| wait.min(MAX_WAIT));
                 let message = format!("{} answers with status {status}{detail}", host(&answer.url));
                 HubError::Temporary { message, wait }
             }

@@ -2,23 +2,25 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 use ureq::Agent;
 
-use super::back_off::{Next, Overload, Refusals, doubled, retry_after};
+use super::back_off::{Next, Overload, Refusals};
 use super::error::SynthError;
 use super::export::Turn;
 use super::limiter::Limiter;
 use super::recipe::{JudgeApi, Role};
-use crate::http_client::{message, with_hint};
+use crate::http_client::{doubled, message, pause_asked, with_hint};
 use crate::hub::{self, AgentOptions};
 
 /// Part of a pause.
 const PART: Duration = Duration::from_millis(100);
 /// Most bytes of an answer.
 const MAX_ANSWER: u64 = 64 << 20;
+/// Most bytes of a refused request's reply that are kept.
+const MAX_REPLY: usize = 64 << 10;
 /// Most characters of a server's message.
 const MAX_MESSAGE: usize = 300;
 
@@ -60,8 +62,20 @@ pub(super) struct Refusal {
     pub(super) message: String,
     /// The turns of the request.
     pub(super) messages: Vec<Turn>,
-    /// The whole reply.
+    /// The reply; of one longer than 64 KiB the start, with a mark at its end.
     pub(super) reply: String,
+}
+
+impl Refusal {
+    /// A refusal without the turns of its request.
+    pub(super) fn new(message: String, reply: &str) -> Self {
+        let start = reply.floor_char_boundary(MAX_REPLY);
+        let reply = match &reply[start..] {
+            "" => reply.to_owned(),
+            rest => format!("{} … ({} more bytes)", &reply[..start], rest.len()),
+        };
+        Self { message, messages: Vec::new(), reply }
+    }
 }
 
 /// The reason why a request has no answer.
@@ -175,7 +189,7 @@ impl Endpoint {
         let Some(text) = choice["message"]["content"].as_str() else {
             let reply = answer.to_string();
             let message = format!("expected choices[0].message.content; got {}", short(&reply));
-            return Err(CallError::Refused(Refusal { message, messages: messages.to_vec(), reply }));
+            return Err(CallError::Refused(Refusal::new(message, &reply)).with_turns(messages));
         };
         let finish_reason = choice["finish_reason"].as_str().map(str::to_owned);
         Ok(Answer { text: text.to_owned(), finish_reason })
@@ -199,7 +213,8 @@ impl Endpoint {
                 }
                 Err(Attempt::Overloaded { message, status, retry_after }) => {
                     let overload = Overload { status, retry_after, sent, now: Instant::now() };
-                    // The place is kept until then, so that no request goes between.
+                    // The place is given back after the gate has closed, so that no other request takes it
+                    // before.
                     self.overloaded(&mut refusals, overload, &message)?;
                     continue;
                 }
@@ -224,7 +239,7 @@ impl Endpoint {
         }
     }
 
-    /// Closes the server's window for a pause, or gives up.
+    /// Closes the server's gate for a pause, or gives up.
     fn overloaded(
         &self,
         refusals: &mut Refusals,
@@ -234,8 +249,12 @@ impl Endpoint {
         let name = &self.name;
         match self.limiter.overloaded(refusals, overload) {
             Next::Pause { pause, warn: Some(since) } => {
-                let (pause, since) = (pause.as_secs_f64(), since.as_secs());
-                tracing::warn!("{name}: {message}; no answer for {since} s; next request in {pause:.1} s");
+                let silence = match since.as_secs() {
+                    0 => String::new(),
+                    seconds => format!("; no answer for {seconds} s"),
+                };
+                let pause = pause.as_secs_f64();
+                tracing::warn!("{name}: {message}{silence}; next request in {pause:.1} s");
             }
             Next::Pause { pause, warn: None } => {
                 tracing::debug!("{name}: {message}; next request in {:.1} s", pause.as_secs_f64());
@@ -261,8 +280,7 @@ impl Endpoint {
         };
         let mut response = request.send(body.to_string().as_bytes()).map_err(|error| failed(&error))?;
         let status = response.status().as_u16();
-        let wait = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
-        let retry_after = wait.and_then(|text| retry_after(text, SystemTime::now()));
+        let retry_after = pause_asked(response.headers());
         let text = response.body_mut().with_config().limit(MAX_ANSWER).read_to_vec();
         let text = text.map_err(|error| failed(&error))?;
         let answer: Result<Value, _> = serde_json::from_slice(&text);
@@ -270,7 +288,7 @@ impl Endpoint {
             return answer
                 .map_err(|error| Attempt::Failed(format!("{}{path}: expected JSON; {error}", self.base)));
         }
-        let reply = String::from_utf8_lossy(&text).into_owned();
+        let reply = String::from_utf8_lossy(&text);
         let said = answer.as_ref().map_or_else(|_| reply.trim().to_owned(), message);
         // A reject has no address: a local server has another port in each run.
         let refused = format!("status {status}: {}", short(&said));
@@ -281,7 +299,7 @@ impl Endpoint {
             429 if code.as_deref() == Some("insufficient_quota") => Attempt::Fatal(message),
             429 | 503 => Attempt::Overloaded { message, status, retry_after },
             408 | 500.. => Attempt::Failed(message),
-            400 | 413 | 422 => Attempt::Refused(Refusal { message: refused, messages: Vec::new(), reply }),
+            400 | 413 | 422 => Attempt::Refused(Refusal::new(refused, &reply)),
             _ => Attempt::Fatal(message),
         })
     }

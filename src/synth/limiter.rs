@@ -1,9 +1,9 @@
-//! The places of requests to one server: threads wait for one while the server's window is full or closed.
+//! The places of requests to one server: threads wait for one while the server's gate is full or closed.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::back_off::{Next, Overload, Refusals, Window};
+use super::back_off::{Gate, Next, Overload, Refusals};
 
 /// Longest sleep without a look at the stop flag.
 const POLL: Duration = Duration::from_millis(100);
@@ -17,7 +17,7 @@ pub(super) struct Limiter {
 
 #[derive(Debug)]
 struct State {
-    window: Window,
+    gate: Gate,
     running: usize,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Place<'a>(&'a Limiter);
 
 impl Limiter {
     pub(super) fn new(most: usize) -> Self {
-        let state = State { window: Window::new(most), running: 0 };
+        let state = State { gate: Gate::new(most), running: 0 };
         Self { state: Mutex::new(state), changed: Condvar::new() }
     }
 
@@ -38,8 +38,8 @@ impl Limiter {
             if stopped() {
                 return None;
             }
-            let closed = state.window.closed_for(Instant::now());
-            if closed.is_none() && state.running < state.window.limit() {
+            let closed = state.gate.closed_for(Instant::now());
+            if closed.is_none() && state.running < state.gate.limit() {
                 state.running += 1;
                 return Some(Place(self));
             }
@@ -50,13 +50,15 @@ impl Limiter {
 
     /// The server has answered.
     pub(super) fn answered(&self) {
-        self.state().window.answered();
+        self.state().gate.answered();
         self.changed.notify_all();
     }
 
-    /// The server has answered with 429 or 503.
+    /// The server has answered a request that still has its place with 429 or 503.
     pub(super) fn overloaded(&self, request: &mut Refusals, overload: Overload) -> Next {
-        self.state().window.overloaded(request, overload)
+        let mut state = self.state();
+        let others = state.running.saturating_sub(1);
+        state.gate.overloaded(request, overload, others)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

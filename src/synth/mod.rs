@@ -9,7 +9,7 @@
 //! | `recipe` | the TOML file, its checks, and the templates of prompts |
 //! | `records` | the lines of all files, and the ids that lead from a topic to a pair |
 //! | `journal` | files of a stage: append, resume, finish in a stable order |
-//! | `endpoint`, `back_off` | requests, attempts, pauses of a full server, the number of requests at once |
+//! | `endpoint`, `limiter`, `back_off` | requests, attempts, pauses of a full server, requests at once |
 //! | `servers` | local models as child processes |
 //! | `stages` | the stages |
 //! | `run` | a whole run and its summary |

@@ -233,7 +233,7 @@ pub(super) struct Reject {
 }
 
 impl Reject {
-    /// The reject of a request that the server refused, with its turns and the whole reply.
+    /// The reject of a request that the server refused, with its turns and the reply.
     pub(super) fn refused(id: &str, refusal: Refusal) -> Self {
         let Refusal { message, messages, reply } = refusal;
         let (id, reason) = (id.to_owned(), "refused by the server".to_owned());

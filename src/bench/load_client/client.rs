@@ -234,7 +234,7 @@ async fn refusal(response: Response<Incoming>) -> RequestFailure {
     let refusal = Refusal::read(response).await;
     let mut text = excerpt(refusal.message().as_bytes());
     if let Some(retry) = refusal.retry_after {
-        text.push_str(&format!(" (Retry-After: {retry})"));
+        text.push_str(&format!(" (Retry-After: {})", retry.as_secs()));
     }
     RequestFailure::new(FailureKind::Status(refusal.status), text)
 }

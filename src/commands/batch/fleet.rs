@@ -1,8 +1,8 @@
 //! Running servers that share the lines of one file.
 //!
 //! A line goes to the server with the most free places. A server that refuses a line for lack of capacity
-//! rests for its `Retry-After` and then gets fewer lines at a time; a server that cannot be reached rests for
-//! a time that doubles. The lines of both go to the other servers meanwhile.
+//! rests for its `Retry-After` and then gets half as many lines at a time ([`Window`]); a server that cannot
+//! be reached rests for a time that doubles. The lines of both go to the other servers meanwhile.
 
 mod connections;
 
@@ -15,20 +15,12 @@ use tokio::sync::Notify;
 
 use super::request;
 use crate::batch::{Line, RunLine, RunOutcome};
-use crate::http_client::Target;
+use crate::http_client::{Target, Window, doubled};
 use crate::server::error::ApiError;
 use connections::{Connections, Exchange, Reply};
 
-/// The first rest of a server that failed. Each further one is twice as long.
-const FIRST_REST: Duration = Duration::from_millis(500);
-/// The longest rest.
-const LONGEST_REST: Duration = Duration::from_secs(30);
-/// The longest `Retry-After` that is followed.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
 /// How often a line may lose its connection after it was sent. After that the line is taken to be the cause.
 const MAX_CUTS: u32 = 5;
-/// Factor of the number of lines in flight after a refusal for lack of capacity.
-const DECREASE: f64 = 0.7;
 
 /// Limits of a fleet.
 #[derive(Debug, Clone, Copy)]
@@ -59,15 +51,24 @@ struct FleetState {
 }
 
 /// The load of a server.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Load {
     in_flight: usize,
-    /// Lines that may be in flight.
-    most: f64,
-    /// End of its rest.
-    rests_until: Option<Instant>,
-    /// Failures without an answer between them.
+    /// The lines that may be in flight, and its rest.
+    window: Window,
+    /// Failures and refusals without an answer between them. Those of lines that ran together count once.
     failures: u32,
+    /// Time of the last failure that counted.
+    failed: Option<Instant>,
+}
+
+/// An attempt of a line.
+#[derive(Debug, Clone, Copy)]
+struct Attempt {
+    /// The server's index.
+    server: usize,
+    /// The time when it began.
+    sent: Instant,
 }
 
 /// How long to wait for a place.
@@ -82,8 +83,9 @@ enum Place {
 
 impl Fleet {
     pub(super) fn new(targets: Vec<Target>, limits: FleetLimits) -> Arc<Self> {
-        let load = Load { in_flight: 0, most: limits.each as f64, rests_until: None, failures: 0 };
-        let state = FleetState { loads: vec![load; targets.len()], answered: Instant::now(), fault: None };
+        let load = |_| Load { in_flight: 0, window: Window::new(limits.each), failures: 0, failed: None };
+        let loads = (0..targets.len()).map(load).collect();
+        let state = FleetState { loads, answered: Instant::now(), fault: None };
         let servers = targets.into_iter().map(Connections::new).collect();
         Arc::new(Self { servers, limits, state: Mutex::new(state), freed: Notify::new() })
     }
@@ -113,9 +115,10 @@ impl Fleet {
         let mut cuts = 0;
         loop {
             let Some(server) = self.place().await else { return RunOutcome::Parked };
+            let sent = Instant::now();
             let outcome = self.attempt(server, &line, body.clone()).await;
             let cut = matches!(outcome, Exchange::Cut(_));
-            if let Some(ended) = self.ended(server, &line, outcome) {
+            if let Some(ended) = self.ended(Attempt { server, sent }, &line, outcome) {
                 return ended;
             }
             cuts += u32::from(cut);
@@ -137,8 +140,8 @@ impl Fleet {
     }
 
     /// Notes what an attempt says about its server. `None` if the line has to be tried again.
-    fn ended(&self, server: usize, line: &Line, outcome: Exchange) -> Option<RunOutcome> {
-        let name = self.servers[server].name();
+    fn ended(&self, attempt: Attempt, line: &Line, outcome: Exchange) -> Option<RunOutcome> {
+        let name = self.servers[attempt.server].name();
         match outcome {
             Exchange::Reply(Reply { status: status @ (401 | 403), body, .. }) => {
                 let body = String::from_utf8_lossy(&body);
@@ -146,19 +149,19 @@ impl Fleet {
                 Some(RunOutcome::Parked)
             }
             Exchange::Reply(Reply { status: 429, retry_after, .. }) => {
-                self.busy(server, retry_after);
+                self.busy(attempt, retry_after);
                 None
             }
             Exchange::Reply(Reply { status: status @ (408 | 502..=504), retry_after, .. }) => {
-                self.failed(server, &format!("status {status}"), retry_after);
+                self.failed(attempt, &format!("status {status}"), retry_after);
                 None
             }
             Exchange::Unreachable(why) | Exchange::Cut(why) => {
-                self.failed(server, &why, None);
+                self.failed(attempt, &why, None);
                 None
             }
             Exchange::Reply(Reply { status, body, ignored, .. }) => {
-                self.answered(server);
+                self.answered(attempt.server);
                 let offline = line.offline.filter(|_| (200..300).contains(&status));
                 let text = request::reply(line.endpoint, offline, &body);
                 Some(match text {
@@ -174,41 +177,37 @@ impl Fleet {
     }
 
     fn answered(&self, server: usize) {
-        let each = self.limits.each as f64;
         let mut state = self.state();
         state.answered = Instant::now();
         let load = &mut state.loads[server];
         load.failures = 0;
-        load.most = (load.most + 1.0 / load.most).min(each);
+        load.window.answered();
     }
 
     /// Lets a server rest that has no capacity.
-    fn busy(&self, server: usize, retry_after: Option<Duration>) {
+    fn busy(&self, attempt: Attempt, retry_after: Option<Duration>) {
         let now = Instant::now();
         let mut state = self.state();
         state.answered = now;
-        let load = &mut state.loads[server];
-        // Refusals of requests that were sent before the rest began say nothing new.
-        if load.rests_until.is_none_or(|until| until <= now) {
-            load.failures += 1;
-            load.most = (load.most * DECREASE).max(1.0);
-            let rest = retry_after.map_or_else(|| rest(load.failures), |rest| rest.min(LONGEST_RETRY_AFTER));
-            load.rests_until = Some(now + rest);
-        }
+        let load = &mut state.loads[attempt.server];
+        load.failures += u32::from(load.window.refused(attempt.sent, now));
+        let rest = retry_after.unwrap_or_else(|| doubled(load.failures.saturating_sub(1)));
+        load.window.close(rest, now);
     }
 
     /// Lets a server rest that has failed. If no server has answered for too long, the run ends.
-    fn failed(&self, server: usize, why: &str, retry_after: Option<Duration>) {
-        let (now, name) = (Instant::now(), self.servers[server].name());
+    fn failed(&self, attempt: Attempt, why: &str, retry_after: Option<Duration>) {
+        let (now, name) = (Instant::now(), self.servers[attempt.server].name());
         let mut state = self.state();
         let without_answer = now - state.answered;
         // A server that still works on a line may answer it.
         let is_idle = state.loads.iter().all(|load| load.in_flight == 0);
-        let load = &mut state.loads[server];
-        if load.rests_until.is_none_or(|until| until <= now) {
+        let load = &mut state.loads[attempt.server];
+        // Requests that were sent before the last failure fail, too. They say nothing new.
+        if load.failed.is_none_or(|failed| attempt.sent >= failed) {
+            load.failed = Some(now);
             load.failures += 1;
-            let rest = retry_after.map_or_else(|| rest(load.failures), |rest| rest.min(LONGEST_RETRY_AFTER));
-            load.rests_until = Some(now + rest);
+            let rest = load.window.close(retry_after.unwrap_or_else(|| doubled(load.failures - 1)), now);
             tracing::warn!("{name}: {why}; it gets no request for {rest:.1?}");
         }
         drop(state);
@@ -246,16 +245,14 @@ impl Fleet {
         if state.fault.is_some() {
             return Place::Never;
         }
-        let free =
-            |load: &Load| load.most.max(1.0) as usize - load.in_flight.min(load.most.max(1.0) as usize);
-        let awake = |load: &Load| load.rests_until.is_none_or(|until| until <= now);
-        let open = state.loads.iter().enumerate().filter(|(_, load)| awake(load) && free(load) > 0);
+        let free = |load: &Load| load.window.limit().saturating_sub(load.in_flight);
+        let is_awake = |load: &Load| load.window.closed_for(now).is_none();
+        let open = state.loads.iter().enumerate().filter(|(_, load)| is_awake(load) && free(load) > 0);
         if let Some(server) = open.max_by_key(|(_, load)| free(load)).map(|(server, _)| server) {
             state.loads[server].in_flight += 1;
             return Place::Free(server);
         }
-        let ends = state.loads.iter().filter_map(|load| load.rests_until).filter(|until| *until > now);
-        Place::Wait(ends.min().map(|until| until - now))
+        Place::Wait(state.loads.iter().filter_map(|load| load.window.closed_for(now)).min())
     }
 }
 
@@ -270,11 +267,6 @@ impl Drop for TakenPlace<'_> {
         self.fleet.state().loads[self.server].in_flight -= 1;
         self.fleet.freed.notify_one();
     }
-}
-
-/// The rest after this number of failures.
-fn rest(failures: u32) -> Duration {
-    FIRST_REST.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(LONGEST_REST)
 }
 
 /// The error record of a line, for a fault that this command found.

@@ -124,8 +124,7 @@ impl<'a> AnswerStream<'a> {
     }
 
     /// Sends the request, and prints the text as it arrives, with the log-probability of each token that has
-    /// one. Can be dropped at any time; the connection is
-    /// then closed, which stops the server's work.
+    /// one. Can be dropped at any time; the connection is then closed, which stops the server's work.
     pub(super) async fn run(
         &mut self,
         body: Bytes,
@@ -295,7 +294,7 @@ async fn send(
 fn describe_refusal(refusal: &Refusal) -> String {
     let error: Value = serde_json::from_slice(&refusal.body).unwrap_or_default();
     let code = error.pointer("/error/code").and_then(Value::as_str).map(|code| format!(", {code}"));
-    let wait = refusal.retry_after.as_ref().map(|wait| format!("; try again in {wait} s"));
+    let wait = refusal.retry_after.map(|wait| format!("; try again in {} s", wait.as_secs()));
     let message = refusal.message();
     let hint = match refusal.status {
         401 => "; --api-key or OCTANT_API_KEY gives the key",

@@ -246,8 +246,7 @@ fn reward(
     let score = sum / turns.len().max(1) as f64;
     if !score.is_finite() {
         let message = format!("expected a finite score; got {score}");
-        let reply = format!("{turns:?}");
-        return Err(CallError::Refused(Refusal { message, messages: Vec::new(), reply }));
+        return Err(CallError::Refused(Refusal::new(message, &format!("{turns:?}"))));
     }
     Ok(Reward { id: id.to_owned(), score, turns })
 }

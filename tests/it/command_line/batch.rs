@@ -3,10 +3,16 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use octant::random::Random;
 use serde_json::{Value, json};
+use tokio::sync::Barrier;
 
 use super::{error_of, octant, parsed, tiny};
 use crate::HANG_GUARD;
@@ -342,6 +348,46 @@ async fn servers_share_a_file_also_if_one_is_dead_and_one_refuses() {
     let again = files.by_servers("again.jsonl", &urls[..1], &[]).await;
     assert_eq!(status(&again), Some(0));
     assert_eq!(files.sorted("again.jsonl"), records);
+}
+
+/// Requests of which the first 16 wait for each other, and then eight.
+struct Rounds {
+    seen: AtomicUsize,
+    full: Barrier,
+    half: Barrier,
+}
+
+/// A server that refuses its first 16 requests once all of them have arrived, and then answers none before
+/// eight have arrived.
+async fn server_of_eight() -> SocketAddr {
+    let rounds = Rounds { seen: AtomicUsize::new(0), full: Barrier::new(16), half: Barrier::new(8) };
+    let rounds = Arc::new(rounds);
+    let answer = async move || {
+        match rounds.seen.fetch_add(1, Ordering::SeqCst) {
+            0..16 => {
+                rounds.full.wait().await;
+                return (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "0")]).into_response();
+            }
+            16..24 => _ = rounds.half.wait().await,
+            _ => {}
+        }
+        axum::Json(json!({ "object": "text_completion" })).into_response()
+    };
+    let router = Router::new().fallback(answer);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn refusals_of_lines_that_ran_together_halve_their_number_once() {
+    let files = Files::new(&good_requests(16));
+    let urls = [url(server_of_eight().await)];
+    // With fewer than eight lines at a time the server would never answer.
+    let run = files.by_servers("out.jsonl", &urls, &["--concurrency", "16"]).await;
+    assert_eq!(status(&run), Some(0), "{}", String::from_utf8_lossy(&run.stderr));
+    assert_eq!(files.sorted("out.jsonl").len(), 16);
 }
 
 /// Requests for responses and chats whose answers are tool calls, each with a field that has no effect.

@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use octant::synth::back_off::{Next, Overload, Refusals, Window, retry_after};
+use octant::http_client::retry_after;
+use octant::synth::back_off::{Gate, Next, Overload, Refusals};
 
-/// A window with a clock of its own.
+/// A gate with a clock of its own.
 struct Server {
-    window: Window,
+    gate: Gate,
     start: Instant,
 }
 
 impl Server {
     fn new(most: usize) -> Self {
-        Self { window: Window::new(most), start: Instant::now() }
+        Self { gate: Gate::new(most), start: Instant::now() }
     }
 
     fn at(&self, seconds: f64) -> Instant {
@@ -23,7 +24,7 @@ impl Server {
     fn answers(&mut self, status: u16, wait: Option<u64>, now: f64, request: &mut Refusals) -> Next {
         let now = self.at(now);
         let retry_after = wait.map(Duration::from_secs);
-        self.window.overloaded(request, Overload { status, retry_after, sent: now, now })
+        self.gate.overloaded(request, Overload { status, retry_after, sent: now, now }, 0)
     }
 
     fn pause(&mut self, status: u16, wait: Option<u64>, now: f64, request: &mut Refusals) -> f64 {
@@ -42,9 +43,9 @@ fn gave_up(seconds: u64) -> Next {
 fn a_pause_is_as_long_as_the_server_asks() {
     let mut server = Server::new(4);
     let mut request = Refusals::default();
-    assert_eq!(server.window.closed_for(server.at(0.0)), None);
+    assert_eq!(server.gate.closed_for(server.at(0.0)), None);
     assert_eq!(server.pause(429, Some(7), 0.0, &mut request), 7.0);
-    let closed = |server: &Server, now: f64| server.window.closed_for(server.at(now));
+    let closed = |server: &Server, now: f64| server.gate.closed_for(server.at(now));
     assert_eq!(closed(&server, 0.0), Some(Duration::from_secs(7)));
     assert_eq!(closed(&server, 4.0), Some(Duration::from_secs(3)));
     assert_eq!(closed(&server, 7.0), None);
@@ -72,12 +73,12 @@ fn a_pause_that_the_server_does_not_state_doubles() {
 #[test]
 fn the_number_of_requests_halves_once_for_those_that_ran_together() {
     let mut server = Server::new(16);
-    assert_eq!(server.window.limit(), 16);
+    assert_eq!(server.gate.limit(), 16);
     let refused = |server: &mut Server, sent: f64, now: f64| {
         let (sent, now) = (server.at(sent), server.at(now));
         let overload = Overload { status: 429, retry_after: Some(Duration::ZERO), sent, now };
-        server.window.overloaded(&mut Refusals::default(), overload);
-        server.window.limit()
+        server.gate.overloaded(&mut Refusals::default(), overload, 15);
+        server.gate.limit()
     };
     // All sixteen were sent before the first refusal arrived, and their refusals arrive over ten seconds.
     for number in 0..16 {
@@ -92,10 +93,10 @@ fn the_number_of_requests_halves_once_for_those_that_ran_together() {
 fn the_number_of_requests_grows_by_one_with_each_round_of_answers() {
     let mut server = Server::new(8);
     server.answers(429, Some(0), 0.0, &mut Refusals::default());
-    assert_eq!(server.window.limit(), 4);
+    assert_eq!(server.gate.limit(), 4);
     let rounds = [5, 6, 7, 8, 8, 8].map(|answers| {
-        (0..answers).for_each(|_| server.window.answered());
-        server.window.limit()
+        (0..answers).for_each(|_| server.gate.answered());
+        server.gate.limit()
     });
     assert_eq!(rounds, [5, 6, 7, 8, 8, 8]);
 }
@@ -112,13 +113,29 @@ fn a_server_that_only_answers_503_is_given_up_after_ten_minutes() {
 }
 
 #[test]
+fn a_server_that_works_on_another_request_is_not_given_up() {
+    let mut server = Server::new(4);
+    let refused = |server: &mut Server, now: f64, others: usize| {
+        let now = server.at(now);
+        let overload = Overload { status: 503, retry_after: None, sent: now, now };
+        server.gate.overloaded(&mut Refusals::default(), overload, others)
+    };
+    for now in [0.0, 601.0, 5000.0] {
+        assert!(matches!(refused(&mut server, now, 1), Next::Pause { .. }), "after {now} s");
+    }
+    assert_eq!(refused(&mut server, 5001.0, 0), gave_up(5001));
+    server.gate.answered();
+    assert!(matches!(refused(&mut server, 5002.0, 0), Next::Pause { .. }));
+}
+
+#[test]
 fn an_answer_or_a_429_shows_that_the_server_runs() {
     for is_answer in [true, false] {
         let mut server = Server::new(4);
         let mut request = Refusals::default();
         server.pause(503, None, 0.0, &mut request);
         match is_answer {
-            true => server.window.answered(),
+            true => server.gate.answered(),
             false => _ = server.pause(429, None, 500.0, &mut request),
         }
         server.pause(503, None, 601.0, &mut request);
@@ -134,7 +151,7 @@ fn a_request_that_gets_429_is_given_up_after_six_hours() {
     server.pause(429, None, 0.0, &mut request);
     server.pause(429, None, 6.0 * 3600.0, &mut request);
     // Answers to other requests do not help this one.
-    server.window.answered();
+    server.gate.answered();
     assert_eq!(server.answers(429, None, 21_601.0, &mut request), gave_up(21_601));
     server.pause(429, None, 21_602.0, &mut Refusals::default());
 }
@@ -155,9 +172,9 @@ fn a_server_that_is_full_for_a_minute_is_warned_of_once() {
     // Until the end of the next pause, the server has answered nothing for 61 s.
     assert_eq!(warned(&mut server, 20, 41.0), Some(41));
     assert_eq!([61.0, 90.0, 500.0].map(|now| warned(&mut server, 20, now)), [None; 3]);
-    server.window.answered();
+    server.gate.answered();
     assert_eq!(warned(&mut server, 60, 510.0), None);
-    server.window.answered();
+    server.gate.answered();
     assert_eq!(warned(&mut server, 61, 520.0), Some(0));
 }
 

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
-use hyper::header::RETRY_AFTER;
 use hyper::{Method, Response};
 
-use crate::http_client::{Target, connect};
+use crate::http_client::{Target, connect, pause_asked};
 use crate::server::IGNORED_FIELDS;
 
 /// The most bytes of a reply.
@@ -35,7 +34,7 @@ pub(super) enum Exchange {
 /// A whole reply.
 pub(super) struct Reply {
     pub(super) status: u16,
-    /// `Retry-After`, if it is a number of seconds.
+    /// The pause of `Retry-After`.
     pub(super) retry_after: Option<Duration>,
     /// Names of the request's fields that had no effect.
     pub(super) ignored: Vec<String>,
@@ -77,8 +76,7 @@ impl Connections {
     /// Reads the reply, and keeps the connection for another request.
     async fn read(&self, response: Response<Incoming>, connection: SendRequest<Full<Bytes>>) -> Exchange {
         let status = response.status().as_u16();
-        let retry = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let retry_after = retry.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
+        let retry_after = pause_asked(response.headers());
         let ignored = response.headers().get(IGNORED_FIELDS).and_then(|value| value.to_str().ok());
         let ignored = ignored.into_iter().flat_map(|names| names.split(',')).map(str::to_owned).collect();
         match Limited::new(response.into_body(), MAX_REPLY).collect().await {

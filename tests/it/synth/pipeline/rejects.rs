@@ -30,6 +30,11 @@ fn long() -> String {
     "A long explanation. ".repeat(50)
 }
 
+/// A text that is longer than what is kept of a reply.
+fn huge() -> String {
+    "é".repeat(40 << 10)
+}
+
 /// A reply without a text of the assistant.
 fn without_content() -> Reply {
     let mut reply = Reply::text("");
@@ -101,9 +106,9 @@ fn a_rejected_dialogue_keeps_its_turns_and_the_reply_that_ended_it() {
 }
 
 #[test]
-fn a_refused_response_keeps_its_prompt_and_the_whole_reply() {
+fn a_refused_response_keeps_its_prompt_and_the_reply() {
     let setup = Setup::of(&format!("{RECIPE}[responses]\nper_responder = 1\n"));
-    let cases = ["refused", "silent", "page", "empty", "cut", "good"];
+    let cases = ["refused", "silent", "page", "empty", "cut", "huge", "good"];
     setup.rows("given.jsonl", &cases.map(|case| json!({ "prompt": case })));
     let server = ScriptServer::start(|call| match call.last() {
         "refused" => Reply::error(400, &long()),
@@ -111,6 +116,7 @@ fn a_refused_response_keeps_its_prompt_and_the_whole_reply() {
         "page" => Reply { body: json!(long()), ..Reply::error(413, "") },
         "empty" => Reply::text("\n"),
         "cut" => Reply::finished("Because of", "length"),
+        "huge" => Reply { body: json!(huge()), ..Reply::error(400, "") },
         _ => Reply::text("Because."),
     });
     setup.run(&server).said();
@@ -123,6 +129,11 @@ fn a_refused_response_keeps_its_prompt_and_the_whole_reply() {
         ("g2.a0.0", "refused by the server", refused("page", &json!(long()).to_string())),
         ("g3.a0.0", "empty answer", "\n".to_owned()),
         ("g4.a0.0", "unfinished answer", "Because of".to_owned()),
+        // The start of 64 KiB, without a part of a character. One quotation mark is before it, one after it.
+        ("g5.a0.0", "refused by the server", {
+            let start = &huge()[..(64 << 10) - 2];
+            refused("huge", &format!("\"{start} … ({} more bytes)", huge().len() + 1 - start.len()))
+        }),
     ];
     let rejects = rejects_of(&setup, "08-responses");
     let found: Vec<_> = rejects
@@ -133,7 +144,7 @@ fn a_refused_response_keeps_its_prompt_and_the_whole_reply() {
     assert_eq!(found, expected);
     // Without a judge and without known answers, no response is known to be good.
     let filtered = rejects_of(&setup, "10-filtered");
-    let expected = json!({ "id": "g5", "reason": "neither a score nor a known answer",
+    let expected = json!({ "id": "g6", "reason": "neither a score nor a known answer",
                            "raw": json!(["Because."]).to_string() });
     assert_eq!(filtered, [expected]);
 }
