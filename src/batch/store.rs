@@ -140,7 +140,10 @@ impl Store {
         let content = self.content_path(&record.id);
         let written = disk::rename(arrived, &content).and_then(|()| self.write_file_record(&record));
         if written.is_err() {
-            let _gone = std::fs::remove_file(content);
+            // The record may be on disk although its name could not be synced. If so, the content stays
+            // until it is gone.
+            let record = self.record_path("files", &record.id);
+            let _gone = disk::remove(&record).and_then(|()| disk::remove(&content));
         }
         let mut index = self.index();
         index.uploads -= more;
@@ -267,6 +270,8 @@ impl Store {
             record
         };
         if let Err(error) = self.write_batch_record(&record) {
+            // It may be on disk although its name could not be synced.
+            let _gone = disk::remove(&self.record_path("batches", &record.id));
             self.index().remove_batch(&record.id);
             return Err(error.into());
         }
