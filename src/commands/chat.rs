@@ -142,7 +142,8 @@ impl Chat {
             }
             Command::ShowSystem => return self.screen.note(&self.conversation.describe_system()),
             Command::Logprobs(on) => {
-                self.conversation.set_logprobs(on);
+                // Without colours nothing would show them.
+                self.conversation.set_logprobs(on && self.screen.is_colored());
                 return if on { self.screen.legend() } else { self.screen.note("Tokens have no colours.") };
             }
             Command::Load => return self.show_load(),

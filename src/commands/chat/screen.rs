@@ -9,7 +9,7 @@ const PLAIN: &str = "\x1b[0m";
 /// Colours of tokens by probability, with the limits of the page: the first limit that is reached counts.
 const SHADES: [(f64, &str); 4] = [(0.9, ""), (0.6, "\x1b[36m"), (0.3, "\x1b[33m"), (0.1, "\x1b[35m")];
 /// Colour of tokens below all limits.
-const IMPROBABLE: &str = "\x1b[31m";
+const IMPROBABLE: &str = RED;
 
 /// Standard output.
 pub(super) struct Screen {
@@ -28,6 +28,10 @@ impl Screen {
 
     pub(super) fn is_interactive(&self) -> bool {
         self.is_interactive
+    }
+
+    pub(super) fn is_colored(&self) -> bool {
+        self.is_colored
     }
 
     /// Prints a part of an answer. It has no control characters. `logprob` colours it.

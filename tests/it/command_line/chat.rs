@@ -2,12 +2,19 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
+use axum::routing;
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
+use serde_json::{Value, json};
 
 use crate::HANG_GUARD;
 use crate::fake::FakeExecutor;
@@ -133,6 +140,10 @@ struct Terminal {
 
 impl Terminal {
     fn start(args: &[&str]) -> Self {
+        Self::start_with(args, &[])
+    }
+
+    fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
         let keys = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
         grantpt(&keys).unwrap();
         unlockpt(&keys).unwrap();
@@ -146,6 +157,7 @@ impl Terminal {
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap())
             .env("TERM", "xterm")
+            .envs(env.iter().copied())
             .stdin(terminal())
             .stdout(terminal())
             .stderr(terminal())
@@ -295,4 +307,50 @@ async fn ctrl_c_stops_an_answer_and_at_the_prompt_the_chat() {
     };
     tokio::task::spawn_blocking(chat).await.unwrap();
     server.until_empty().await;
+}
+
+/// A server with two engines that refuses log-probabilities and answers "plain".
+async fn other_server() -> SocketAddr {
+    let metrics = "vllm:num_requests_running{engine=\"0\"} 3.0\nvllm:num_requests_running{engine=\"1\"} 4.0\n\
+        vllm:num_requests_waiting{engine=\"0\"} 0.0\nvllm:num_requests_waiting{engine=\"1\"} 1.0\n\
+        vllm:kv_cache_usage_perc{engine=\"0\"} 0.5\nvllm:kv_cache_usage_perc{engine=\"1\"} 0.75\n";
+    let chat = async |body: Bytes| {
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        if body.get("logprobs").is_some() {
+            return (StatusCode::BAD_REQUEST, "no logprobs here").into_response();
+        }
+        let chunk = json!({ "choices": [{ "delta": { "content": "plain" }, "finish_reason": "stop" }] });
+        ([("content-type", "text/event-stream")], format!("data: {chunk}\n\ndata: [DONE]\n\n"))
+            .into_response()
+    };
+    let models = async || axum::Json(json!({ "data": [{ "id": "other" }] }));
+    let router = Router::new()
+        .route("/v1/models", routing::get(models))
+        .route("/metrics", routing::get(metrics))
+        .route("/v1/chat/completions", routing::post(chat));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    address
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_colours_no_logprobs_are_asked_for_and_the_load_is_that_of_all_engines() {
+    let address = other_server().await.to_string();
+    let chat = move || {
+        let mut terminal = Terminal::start_with(&[&address], &[("NO_COLOR", "1")]);
+        terminal.until("> ");
+        terminal.press("/load\r");
+        terminal.until("7 requests running, 1 waiting, 62.5 % of the KV cache used");
+        terminal.until("> ");
+        terminal.press("/logprobs on\r");
+        terminal.until("error: the terminal shows no colours");
+        terminal.until("> ");
+        terminal.press("hi\r");
+        terminal.until("\nplain\r\n");
+        terminal.until("> ");
+        terminal.press("/quit\r");
+        assert_eq!(terminal.end(), Some(0));
+    };
+    tokio::task::spawn_blocking(chat).await.unwrap();
 }
