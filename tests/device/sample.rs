@@ -244,6 +244,22 @@ fn a_score_has_the_rank_of_its_target_among_all_tokens() {
     }
 }
 
+#[test]
+fn the_logit_minus_zero_is_below_zero() {
+    let logits = [-0.0, 0.0, -1.0, -0.0];
+    assert_eq!(token(&logits, &row()), 1);
+    let device = dev::one();
+    let mut floats = device.floats(4, 4).unwrap();
+    device.write(&logits.repeat(4), &mut floats).unwrap();
+    for top in [1, 4] {
+        let scores = device.score(&floats, 4, &[0, 1, 2, 3], top).unwrap();
+        let ranks = scores.iter().map(|score| score.as_ref().unwrap().rank);
+        assert_eq!(ranks.collect::<Vec<_>>(), [2, 1, 4, 3]);
+        let best = scores[0].as_ref().unwrap().top.iter().map(|(token, _)| *token);
+        assert_eq!(best.collect::<Vec<_>>(), [1, 0, 3, 2][..usize::from(top)]);
+    }
+}
+
 /// Samples like a group of ranks: each rank makes a shortlist of its share of the ids.
 fn sample_from_shortlists(
     logits: &[f32],

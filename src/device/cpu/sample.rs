@@ -200,16 +200,18 @@ fn adjust(row: &SampleRow<'_>, logits: &mut [f32], ids: &Range<u32>) {
     }
 }
 
+/// Orders logits as numbers, and -0.0 below 0.0, as `f32::total_cmp` and the kernel do.
+fn key(x: f32) -> i32 {
+    let bits = x.to_bits() as i32;
+    bits ^ (((bits >> 31) as u32) >> 1) as i32
+}
+
 /// The index of the largest logit, ties by lower index; `None` if all are masked.
 fn argmax(logits: &[f32]) -> Option<u32> {
-    let mut largest = f32::NEG_INFINITY;
-    for x in logits {
-        largest = if *x > largest { *x } else { largest };
-    }
-    if largest == f32::NEG_INFINITY {
-        return None;
-    }
-    logits.iter().position(|x| *x == largest).map(|i| i as u32)
+    let masked = key(f32::NEG_INFINITY);
+    let largest = logits.iter().fold(masked, |largest, x| largest.max(key(*x)));
+    let index = logits.iter().position(|x| key(*x) == largest).map(|i| i as u32);
+    index.filter(|_| largest > masked)
 }
 
 /// Orders candidates by logit, largest first, ties by lower id.
@@ -296,7 +298,7 @@ fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
     let mut best: Vec<(f32, u32)> = Vec::with_capacity(usize::from(top) + 1);
     for (i, x) in raw.iter().enumerate() {
         let worst = if best.len() < usize::from(top) { None } else { best.last() };
-        if top == 0 || worst.is_some_and(|worst| *x <= worst.0) {
+        if top == 0 || worst.is_some_and(|worst| key(*x) <= key(worst.0)) {
             continue;
         }
         let entry = (*x, i as u32);
@@ -305,11 +307,11 @@ fn logprob(raw: &[f32], token: u32, top: u8) -> RowLogprob {
         best.truncate(usize::from(top));
     }
     let top = best.into_iter().map(|(x, token)| (token, log_softmax(x))).collect();
-    let own = raw[token as usize];
+    let (own, own_key) = (raw[token as usize], key(raw[token as usize]));
     // Two loops without a branch on the index, so that both vectorise.
     let (before, after) = raw.split_at(token as usize);
     let count = |more: usize, is_ahead: bool| more + usize::from(is_ahead);
-    let ahead = before.iter().fold(0, |sum, x| count(sum, *x >= own));
-    let ahead = after.iter().fold(ahead, |sum, x| count(sum, *x > own));
+    let ahead = before.iter().fold(0, |sum, x| count(sum, key(*x) >= own_key));
+    let ahead = after.iter().fold(ahead, |sum, x| count(sum, key(*x) > own_key));
     RowLogprob { logprob: log_softmax(own), rank: ahead as u32 + 1, top }
 }
