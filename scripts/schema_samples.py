@@ -155,7 +155,8 @@ def report(named_schemas, draft, formats, shown):
     print(f"samples {ends.total()}, complete {complete}, other ends {others}")
     print(f"valid {valid}, invalid {len(invalid)} in {len({name for name, *_ in invalid})} schemas")
     few = {name: count for name, count in counts.items() if count < SAMPLES}
-    print(f"least complete answers to a schema: {min(counts.values())}; under {SAMPLES}: {len(few)} schemas")
+    least = min(counts.values(), default=0)
+    print(f"least complete answers to a schema: {least}; under {SAMPLES}: {len(few)} schemas")
     for name, count in few.items():
         print(f"  {count:2} complete: {name}")
     print(f"valid answers with a repeated name in an object: {repeated}")

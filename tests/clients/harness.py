@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -35,18 +36,16 @@ class Endpoint:
         return f"{self.root}/v1"
 
 
-class Server:
-    """A server process with the demo model, on a free port."""
+class Process:
+    """A process of `octant serve` on a free port, which is ready."""
 
-    def __init__(self, binary: str, model: str, name: str = NAME, *flags: str) -> None:
+    def __init__(self, binary: str, model: str, *flags: str, log_level: str = "warn") -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", name]
-        command += ["--api-key", KEY, "--max-num-seqs", "8", "--log-level", "warn", *flags]
-        self.process = subprocess.Popen(command)
+        command = [binary, "serve", "--model", model, "--port", str(self.port)]
+        self.process = subprocess.Popen([*command, "--log-level", log_level, *flags])
         self.root = f"http://127.0.0.1:{self.port}"
-        self.endpoint = Endpoint(self.root, name)
         deadline = time.monotonic() + 60
         while not self.ready():
             assert self.process.poll() is None, "the server ended while starting"
@@ -58,6 +57,19 @@ class Server:
             return urllib.request.urlopen(f"{self.root}/health/ready", timeout=2).status == 200
         except OSError:
             return False
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        assert self.process.wait(30) == 0, "the server did not end cleanly"
+
+
+class Server(Process):
+    """A server with the demo model and a key."""
+
+    def __init__(self, binary: str, model: str, name: str = NAME, *flags: str) -> None:
+        flags = ["--served-model-name", name, "--api-key", KEY, "--max-num-seqs", "8", *flags]
+        super().__init__(binary, model, *flags)
+        self.endpoint = Endpoint(self.root, name)
 
 
 class RustServer:

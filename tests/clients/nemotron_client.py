@@ -12,7 +12,7 @@ import types
 from pathlib import Path
 
 import openai
-from harness import ScriptedServer, Server
+from harness import ScriptedServer, Server, expect
 
 ROOT = Path(importlib.util.find_spec("nemo_curator").origin).parent
 for name, folder in [("nemo_curator", ROOT), ("nemo_curator.synthetic", ROOT / "synthetic")]:
@@ -81,6 +81,9 @@ def test_rewards_of_a_dialogue_by_both_clients(_demo, scripted):
     questions = ["What is a tide?", "Which is higher?"]
     assert [turn["content"] for turn in dialogue] == [text for text in questions for _ in range(2)], dialogue
     assert [turn["role"] for turn in dialogue] == ["user", "assistant"] * 2, dialogue
+    other = OpenAIClient(client(scripted))
+    ask = lambda: other.query_reward_model(messages=CONVERSATION[:1], model=scripted.model)  # noqa: E731
+    expect(ValueError, "likely not a reward model", ask)
     model = Path(sys.argv[3]).with_name("smollm2-135m-reward")
     server = Server(sys.argv[1], str(model), "reward")
     try:

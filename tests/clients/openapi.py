@@ -10,14 +10,12 @@ The requests come from a fixed seed.
 import json
 import os
 import pathlib
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 
+from harness import KEY, Process
 from openapi_spec_validator import validate
 
 # Most bodies that the document allows are served. Ids beyond the model's vocabulary and names of other models
@@ -34,7 +32,6 @@ CHECKS = [
 ]
 HOOKS = pathlib.Path(__file__).with_name("schemathesis_hooks.py")
 REWARD = pathlib.Path(__file__).parents[2] / "models/nemotron-4-340b-reward"
-KEY = "a-key"
 
 
 def main() -> int:
@@ -58,33 +55,20 @@ def main() -> int:
     return 1 if failed else 0
 
 
-class Server:
+class Server(Process):
     """A server without weights."""
 
     def __init__(self, binary: str, model: str, *settings: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        command = [binary, "serve", "--model", model, "--device", "simulate", "--simulate-pace", "0"]
-        command += ["--max-model-len", "256", "--port", str(port), "--drain-grace", "0"]
-        command += ["--log-level", "error"]
-        self.process = subprocess.Popen([*command, *settings])
-        self.root = f"http://127.0.0.1:{port}"
+        flags = ["--device", "simulate", "--simulate-pace", "0", "--max-model-len", "256"]
+        flags += ["--drain-grace", "0", *settings]
+        super().__init__(binary, model, *flags, log_level="error")
+        self.document = self.call("GET", "/openapi.json")
 
     def __enter__(self) -> "Server":
-        deadline = time.monotonic() + 60
-        while True:
-            assert self.process.poll() is None, "the server ended while starting"
-            assert time.monotonic() < deadline, "the server is not ready after a minute"
-            try:
-                self.document = self.call("GET", "/openapi.json")
-                return self
-            except OSError:
-                time.sleep(0.05)
+        return self
 
     def __exit__(self, *_) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(timeout=30)
+        self.stop()
 
     def call(self, method: str, path: str, body: bytes | None = None, kind: str = "application/json") -> dict:
         headers = {"Content-Type": kind} if body else {}

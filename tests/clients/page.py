@@ -11,7 +11,6 @@ import http.server
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -23,9 +22,9 @@ from pathlib import Path
 
 import browser
 from browser import SHIFT, Browser
+from harness import KEY, Process
 
 ROOT = Path(__file__).resolve().parents[2]
-KEY = "a-key"
 MARKUP = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
 TESTS = []
 
@@ -42,23 +41,14 @@ def fetched(url: str) -> str:
         return ""
 
 
-class Server:
-    """A server process on a free port, whose answers are long. A step takes about as long as on a GPU."""
+class Server(Process):
+    """A server whose answers are long. A step takes about as long as on a GPU."""
 
     def __init__(self, binary: str, model: str, *more: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        command = [binary, "serve", "--model", model, "--port", str(self.port), "--served-model-name", "demo"]
-        command += ["--device", "simulate", "--tensor-parallel-size", "8", "--simulate-answer-tokens", "5000"]
-        command += ["--simulate-config", str(ROOT / "models/nemotron-4-340b-instruct"), *more]
-        self.process = subprocess.Popen(command, env={**os.environ, "OCTANT_LOG": "warn"})
-        self.root = f"http://127.0.0.1:{self.port}"
-        deadline = time.monotonic() + 60
-        while not self.get("/health/ready"):
-            assert self.process.poll() is None, "the server ended while starting"
-            assert time.monotonic() < deadline, "the server is not ready after a minute"
-            time.sleep(0.05)
+        flags = ["--served-model-name", "demo", "--device", "simulate", "--tensor-parallel-size", "8"]
+        flags += ["--simulate-answer-tokens", "5000"]
+        flags += ["--simulate-config", str(ROOT / "models/nemotron-4-340b-instruct"), *more]
+        super().__init__(binary, model, *flags)
 
     def get(self, path: str) -> str:
         return fetched(self.root + path)
@@ -66,10 +56,6 @@ class Server:
     def metric(self, name: str) -> float:
         lines = [line for line in self.get("/metrics").splitlines() if line.startswith(name + "{")]
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(30) == 0, "the server did not end cleanly"
 
 
 ANSWER = "[...document.querySelectorAll('.assistant .text')].at(-1)"
