@@ -35,9 +35,9 @@ request_fields! {
         description: Text = text();
         /// JSON schema of the arguments, an object. The default is an object without members.
         parameters: Pairs = pairs(usize::MAX, || json!({}));
-        /// Whether arguments follow the schema even if no call is required. Keywords that cannot be enforced
-        /// are errors then, and where a call is required. Elsewhere `x-ignored-fields` names them if the
-        /// answer follows a grammar for another reason.
+        /// Whether arguments follow the schema even if no call is required. If this is true or a call is
+        /// required, keywords that cannot be enforced are errors. Otherwise they are ignored; if the answer
+        /// follows a grammar, `x-ignored-fields` names them.
         strict: Flag = flag().default("false");
     }
 }

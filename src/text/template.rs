@@ -24,10 +24,10 @@ use super::tokenizer::Tokenizer;
 use super::turn_marker_guard::{self as guard, Composed, Rendered, TextKind, TurnMarkers, spelled};
 use super::vocabulary::TokenizerJsonError;
 
-/// A name that no template contains.
-const PROBE_NAME: &str = "kvqxz_tool";
 use super::{TextError, python};
 
+/// A name that no template contains.
+const PROBE_NAME: &str = "kvqxz_tool";
 /// Most template instructions per rendering. A long conversation takes about a hundred per message.
 const FUEL: u64 = 5_000_000;
 /// Most nested macros and loops.

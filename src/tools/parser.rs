@@ -61,7 +61,7 @@ struct OpenCall {
     index: Option<usize>,
     /// Whether the call is an element of an array.
     in_array: bool,
-    /// Whether another element of the array was a call.
+    /// Whether an earlier element of the array was a call.
     after_call: bool,
 }
 

@@ -1,5 +1,6 @@
 //! Words of English that decide whether a full stop ends a sentence, in small letters. lm-eval counts
-//! sentences with NLTK, so these are the parameters of its English Punkt model (Apache-2.0).
+//! sentences with NLTK: the first, second and last lists are parameters of its English Punkt model
+//! (Apache-2.0). [`NEVER_NAMES`] and [`COMMON`] are short lists in place of its table of words.
 
 /// Abbreviations that mostly stand within a sentence.
 pub(super) const ABBREVIATIONS: [&str; 155] = [

@@ -1,6 +1,6 @@
 //! The number of sentences of an English text, by the Punkt algorithm (Kiss and Strunk, 2006) as NLTK runs
 //! it. The reference uses parameters that were learnt from a corpus of newspapers; here lists of words stand
-//! for them ([`super::english`]). `scripts/compare_ifeval.py` counts how often the numbers differ.
+//! for some of them ([`super::english`]). `scripts/compare_ifeval.py` counts how often the numbers differ.
 
 use super::english::{ABBREVIATIONS, AFTER_NUMBER, COMMON, NEVER_NAMES, STARTERS};
 use super::python_text::is_space;
