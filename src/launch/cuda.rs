@@ -1,4 +1,5 @@
-//! Opens the NVIDIA GPUs that a command uses. `no_cuda.rs` takes the place of this file in builds without the feature `cuda`.
+//! Opens the NVIDIA GPUs that a command uses. `no_cuda.rs` takes the place of this file in builds without the
+//! feature `cuda`.
 
 use std::path::PathBuf;
 use std::time::Duration;
