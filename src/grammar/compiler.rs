@@ -8,7 +8,8 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 use toktrie::{ApproximateTokEnv, TokRxInfo, TokTrie};
 
-use super::fault::Fault;
+use super::fault::{Fault, SEARCH};
+use super::relax::Relaxer;
 use super::{Grammar, GrammarError, GrammarSource, SchemaRule, is_dead_end, limits, schema, short};
 
 /// Compiled grammars that are kept.
@@ -100,7 +101,8 @@ impl GrammarCompiler {
     fn matcher_of(&self, source: &GrammarSource) -> Result<(Matcher, Vec<String>), GrammarError> {
         let grammar = match source {
             GrammarSource::JsonSchema(text) => {
-                return Ok((self.matcher_of_schema(&schema::parse(text)?)?, Vec::new()));
+                let matcher = self.matcher_of_schema(&schema::parse(text)?, &GrammarError::from)?;
+                return Ok((matcher, Vec::new()));
             }
             GrammarSource::WithSchemas { lark, schemas } => return self.matcher_of_rules(lark, schemas),
             GrammarSource::Regex(text) => GrammarWithLexer::from_regex(text),
@@ -113,20 +115,25 @@ impl GrammarCompiler {
         Ok((self.initial_matcher(grammar)?, Vec::new()))
     }
 
-    fn matcher_of_schema(&self, schema: &Value) -> Result<Matcher, GrammarError> {
+    /// A matcher of a schema. `error_of` makes the error of a fault.
+    fn matcher_of_schema(
+        &self,
+        schema: &Value,
+        error_of: &dyn Fn(Fault) -> GrammarError,
+    ) -> Result<Matcher, GrammarError> {
         if let Some(fault) = schema::repeats_names(schema) {
-            return Err(fault.into());
+            return Err(error_of(fault));
         }
         let compile = |schema: &Value| {
             let grammar = GrammarWithLexer::from_json_schema(schema::prepared(schema.clone()));
             self.initial_matcher(grammar)
         };
         compile(schema).map_err(|error| match (schema::fault(schema), error) {
-            (Some(fault), GrammarError::Invalid(_)) => fault.into(),
+            (Some(fault), GrammarError::Invalid(_)) => error_of(fault),
             // The fault is not in the schema alone.
             (None, GrammarError::Invalid(text)) => {
                 let error = |schema: &Value| compile(schema).err().map(|error| error.to_string());
-                Fault::find(schema, text, &error).into()
+                error_of(Fault::find(schema, &text, &error, &mut SEARCH.clone()))
             }
             (_, internal) => internal,
         })
@@ -139,9 +146,7 @@ impl GrammarCompiler {
         lark: &str,
         rules: &[SchemaRule],
     ) -> Result<(Matcher, Vec<String>), GrammarError> {
-        let parsed =
-            rules.iter().map(|rule| schema::parse(&rule.schema).map_err(|error| error.at(rule.path())));
-        let mut schemas: Vec<Value> = parsed.collect::<Result<_, _>>()?;
+        let mut schemas: Vec<Value> = rules.iter().map(schema::parse_rule).collect::<Result<_, _>>()?;
         let matcher = |schemas: &[Value]| {
             let rule = |(rule, schema): (&SchemaRule, &Value)| {
                 format!("\n{}: %json {}", rule.rule, schema::prepared(schema.clone()))
@@ -149,27 +154,23 @@ impl GrammarCompiler {
             let rules: String = rules.iter().zip(schemas).map(rule).collect();
             self.initial_matcher(GrammarWithLexer::from_lark(format!("{lark}{rules}")))
         };
-        let mut ignored = Vec::new();
+        let mut relaxer = Relaxer::new();
         for (rule, schema) in rules.iter().zip(&mut schemas) {
-            while let Some(fault) = schema::repeats_names(schema) {
-                ignored.extend(schema::leave_out(schema, fault, rule)?);
-            }
+            relaxer.allow_few_properties(schema, rule)?;
         }
         let error = match matcher(&schemas) {
-            Ok(matcher) => return Ok((matcher, ignored)),
+            Ok(matcher) => return Ok((matcher, relaxer.into_ignored())),
             Err(error) => error,
         };
-        let before = ignored.len();
+        let mut has_changed = false;
         for (rule, schema) in rules.iter().zip(&mut schemas) {
-            ignored.extend(schema::relax(schema, rule)?);
-            if let Err(error) = self.matcher_of_schema(schema) {
-                return Err(error.at(rule.path()));
-            }
+            has_changed |= relaxer.relax(schema, rule)?;
+            self.matcher_of_schema(schema, &|fault| rule.error(fault))?;
         }
-        if ignored.len() == before {
+        if !has_changed {
             return Err(error);
         }
-        Ok((matcher(&schemas)?, ignored))
+        Ok((matcher(&schemas)?, relaxer.into_ignored()))
     }
 
     /// A matcher at the start of an answer.

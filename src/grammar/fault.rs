@@ -5,96 +5,203 @@ use std::fmt;
 
 use serde_json::{Map, Value};
 
-use super::keywords;
+use super::budget::Budget;
+use super::{GrammarError, keywords};
 
-/// The most schemas that are compiled in the search for one fault.
-const MAX_TRIALS: usize = 150;
-/// The most bytes of all these schemas together.
-const MAX_TRIAL_BYTES: usize = 768 << 10;
+/// The work of the search for faults: at most 150 compilations, of at most 768 KiB of schemas together.
+pub(super) const SEARCH: Budget = Budget { schemas: 150, bytes: 768 << 10 };
 /// The most bytes of a schema whose parts are tried. Those of a larger one take long to compile.
 const MAX_BYTES: usize = 32 << 10;
+/// The most schemas that are looked at because they have a keyword that an error names.
+const MAX_CANDIDATES: usize = 1000;
 
 /// `llguidance` reports keywords that it does not support with this text and a JSON array of their names.
 const UNIMPLEMENTED: &str = "Unimplemented keys: ";
+/// `llguidance` reports a schema that no text satisfies with this text and the reason.
+const UNSATISFIABLE: &str = "Unsatisfiable schema: ";
+/// `llguidance` reports a format that it does not know with this text and the format.
+const UNKNOWN_FORMAT: &str = "Unknown format: ";
 
-/// Texts of `llguidance` that mean certain keywords, and the texts for clients.
-const TEXTS: [(&str, &[&str], Option<&str>); 7] = [
-    ("Invalid type", &["type"], None),
-    ("regex parse error", &["pattern", "patternProperties"], None),
-    ("Unknown format", &["format"], None),
-    (
-        "oneOf constraints are not supported",
-        &["oneOf"],
-        Some("not supported where more than one alternative may be valid; anyOf is supported"),
-    ),
-    ("min/maxProperties only", &["minProperties", "maxProperties"], None),
-    ("patternProperty regexes", &["patternProperties"], None),
-    ("Only absolute $ref", &["$ref"], Some("not supported except to a place within the schema (#/...)")),
+/// An error of `llguidance` that means certain keywords.
+pub(super) struct KnownError {
+    /// How its text begins.
+    begin: &'static str,
+    /// The keywords.
+    keywords: &'static [&'static str],
+    /// The text for clients, if it is another one.
+    text: Option<&'static str>,
+}
+
+/// The errors of `llguidance` that mean certain keywords.
+const KNOWN: [KnownError; 7] = [
+    KnownError { begin: "Invalid type", keywords: &["type"], text: None },
+    KnownError { begin: "regex parse error", keywords: &["pattern", "patternProperties"], text: None },
+    KnownError { begin: UNKNOWN_FORMAT, keywords: &["format"], text: None },
+    KnownError {
+        begin: "oneOf constraints are not supported",
+        keywords: &["oneOf"],
+        text: Some("not supported where more than one alternative may be valid; anyOf is supported"),
+    },
+    KnownError { begin: "min/maxProperties only", keywords: &["minProperties", "maxProperties"], text: None },
+    KnownError { begin: "patternProperty regexes", keywords: &["patternProperties"], text: None },
+    KnownError {
+        begin: "Only absolute $ref",
+        keywords: &["$ref"],
+        text: Some("not supported except to a place within the schema (#/...)"),
+    },
 ];
+
+/// The kind of an error of `llguidance`.
+pub(super) enum Kind<'a> {
+    /// One schema has these keywords, which are supported in no schema.
+    Unimplemented(Vec<String>),
+    /// No schema may have this value of `format`.
+    UnknownFormat(&'a str),
+    /// One schema has a fault in certain keywords.
+    Known(&'static KnownError),
+    /// No answer can be valid, for this reason.
+    Unsatisfiable(&'a str),
+    /// The error says nothing about keywords.
+    Other,
+}
+
+impl<'a> Kind<'a> {
+    /// Reads the text of an error.
+    pub(super) fn of(error: &'a str) -> Self {
+        if let Some(names) = error.strip_prefix(UNIMPLEMENTED) {
+            // The list is JSON; the text may go on behind it.
+            let end = names.find(']').map_or(names.len(), |at| at + 1);
+            return Self::Unimplemented(serde_json::from_str(&names[..end]).unwrap_or_default());
+        }
+        if let Some(format) = error.strip_prefix(UNKNOWN_FORMAT) {
+            return Self::UnknownFormat(format);
+        }
+        if let Some(reason) = error.strip_prefix(UNSATISFIABLE) {
+            return Self::Unsatisfiable(reason);
+        }
+        KNOWN.iter().find(|known| error.starts_with(known.begin)).map_or(Self::Other, Self::Known)
+    }
+
+    /// The keywords that the error names, if it names any.
+    pub(super) fn keywords(&self) -> Vec<String> {
+        match self {
+            Self::Unimplemented(names) => names.clone(),
+            Self::UnknownFormat(_) => vec!["format".to_owned()],
+            Self::Known(known) => known.keywords.iter().map(|name| (*name).to_owned()).collect(),
+            Self::Unsatisfiable(_) | Self::Other => Vec::new(),
+        }
+    }
+
+    /// The text for clients.
+    fn text(&self, error: &str) -> String {
+        match self {
+            Self::Unimplemented(_) => "not supported in a JSON schema".to_owned(),
+            Self::Unsatisfiable(reason) => format!("no text is valid: {reason}"),
+            Self::Known(KnownError { text: Some(text), .. }) => {
+                let got = error.split_once("; ref ").map(|(_, got)| format!(", got {got}"));
+                format!("{text}{}", got.unwrap_or_default())
+            }
+            Self::Known(_) | Self::UnknownFormat(_) | Self::Other => error.to_owned(),
+        }
+    }
+
+    /// Whether the error may be about the schema with this content.
+    fn may_mean(&self, map: &Map<String, Value>, error: &str) -> bool {
+        let is_meant = |name: &&str| match (*name, map.get(*name)) {
+            ("type" | "pattern" | "$ref", Some(Value::String(text))) => error.contains(text.as_str()),
+            (_, value) => value.is_some(),
+        };
+        match self {
+            // All keywords of a schema that are not supported are reported at once.
+            Self::Unimplemented(names) => {
+                !names.is_empty() && names.iter().all(|name| map.contains_key(name))
+            }
+            Self::UnknownFormat(format) => {
+                map.get("format").and_then(Value::as_str).is_some_and(|text| text == *format)
+            }
+            Self::Known(known) => known.keywords.iter().any(is_meant),
+            Self::Unsatisfiable(_) | Self::Other => false,
+        }
+    }
+
+    /// The pointers of the schemas that the error may be about.
+    fn candidates(&self, schema: &Value, error: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        keywords::for_each_schema(schema, &mut |pointer, map| {
+            if found.len() < MAX_CANDIDATES && self.may_mean(map, error) {
+                found.push(pointer.to_owned());
+            }
+        });
+        found
+    }
+}
 
 /// Keywords that cannot be compiled, and where they stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// JSON pointer of the schema that has the keywords, or of one around it if the search ended early.
+    /// JSON pointer of the schema that has the keywords, or of one around it if they were not found.
     pub(super) pointer: String,
     /// The keywords, or none if they were not found.
     pub(super) keywords: Vec<String>,
     /// The reason.
     pub(super) text: String,
-    /// Whether the search ended early.
-    pub(super) is_around: bool,
+    /// Whether the search ended early, so that the place and the keywords are not certain.
+    pub(super) is_uncertain: bool,
     /// Whether no answer can be valid.
     pub(super) allows_nothing: bool,
-    /// Whether the keywords cannot be enforced in any schema.
-    pub(super) is_everywhere: bool,
 }
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { pointer, keywords, text, .. } = self;
-        let (keywords, colon) = (keywords.join(", "), if keywords.is_empty() { "" } else { ": " });
-        let place = if self.is_around { "within" } else { "at" };
-        write!(f, "{keywords}{colon}{text} ({place} #{pointer})")
+        match keywords.as_slice() {
+            [] => write!(f, "{text} (within #{pointer})"),
+            keywords => write!(f, "{}: {text} (at #{pointer})", keywords.join(", ")),
+        }
+    }
+}
+
+impl From<Fault> for GrammarError {
+    fn from(fault: Fault) -> Self {
+        Self::Invalid(fault.to_string())
     }
 }
 
 impl Fault {
+    /// A fault of these keywords of the schema at `pointer`.
+    pub(super) fn new(pointer: &str, keywords: &[&str], text: String) -> Self {
+        let keywords = keywords.iter().map(|keyword| (*keyword).to_owned()).collect();
+        Self { pointer: pointer.to_owned(), keywords, text, is_uncertain: false, allows_nothing: false }
+    }
+
     /// Finds the fault that makes `compile` return `error` for the schema.
-    pub(super) fn find(schema: &Value, error: String, compile: &dyn Fn(&Value) -> Option<String>) -> Self {
-        let names = named_keywords(&error);
-        let candidates = candidates(schema, &names, &error);
-        let (mut pointer, mut keywords) = (String::new(), names);
+    pub(super) fn find(
+        schema: &Value,
+        error: &str,
+        compile: &dyn Fn(&Value) -> Option<String>,
+        budget: &mut Budget,
+    ) -> Self {
+        let kind = Kind::of(error);
+        let candidates = kind.candidates(schema, error);
+        let (mut pointer, mut keywords, mut is_uncertain) = (String::new(), kind.keywords(), false);
         if let [only] = candidates.as_slice() {
             pointer.clone_from(only);
         } else {
-            let mut search = Search::new(schema, error.clone(), compile);
+            let mut search = Search::new(schema, error, compile, budget);
             while let Some(inner) = search.faulty_part(&pointer) {
                 pointer = inner;
             }
-            // The search may have ended early.
             match candidates.into_iter().find(|inner| is_within(inner, &pointer)) {
                 Some(candidate) => pointer = candidate,
                 None => keywords = search.keywords(&pointer),
             }
+            is_uncertain = search.has_ended;
         }
         if let Some(map) = schema.pointer(&pointer).and_then(Value::as_object) {
             keywords.retain(|keyword| map.contains_key(keyword));
         }
-        let is_everywhere = error.starts_with(UNIMPLEMENTED);
-        let known = TEXTS.iter().find(|(begin, ..)| error.starts_with(begin)).and_then(|(.., text)| *text);
-        let reason = error.strip_prefix("Unsatisfiable schema: ");
-        let text = match (known, reason) {
-            (Some(text), _) => {
-                let got = error.split_once("; ref ").map(|(_, got)| format!(", got {got}"));
-                format!("{text}{}", got.unwrap_or_default())
-            }
-            (_, Some(reason)) => format!("no text is valid: {reason}"),
-            _ if error.starts_with(UNIMPLEMENTED) => "not supported in a JSON schema".to_owned(),
-            _ => error.clone(),
-        };
-        let allows_nothing = reason.is_some();
-        let is_around = keywords.is_empty();
-        Self { pointer, keywords, text, is_around, allows_nothing, is_everywhere }
+        let allows_nothing = matches!(kind, Kind::Unsatisfiable(_));
+        Self { pointer, keywords, text: kind.text(error), is_uncertain, allows_nothing }
     }
 }
 
@@ -102,37 +209,40 @@ impl Fault {
 struct Search<'a> {
     /// The schema without the parts that do not matter to the fault.
     schema: Value,
+    /// Bytes of the whole schema.
+    bytes: usize,
     /// The error of the whole schema.
-    error: String,
+    error: &'a str,
     compile: &'a dyn Fn(&Value) -> Option<String>,
-    /// Schemas that may still be compiled.
-    trials: usize,
+    budget: &'a mut Budget,
+    /// Whether no more schemas may be compiled.
+    has_ended: bool,
 }
 
 impl<'a> Search<'a> {
-    fn new(schema: &Value, error: String, compile: &'a dyn Fn(&Value) -> Option<String>) -> Self {
-        let size = schema.to_string().len().max(1);
-        let trials = if size > MAX_BYTES { 0 } else { MAX_TRIALS.min(MAX_TRIAL_BYTES / size) };
-        Self { schema: schema.clone(), error, compile, trials }
+    fn new(
+        schema: &Value,
+        error: &'a str,
+        compile: &'a dyn Fn(&Value) -> Option<String>,
+        budget: &'a mut Budget,
+    ) -> Self {
+        let bytes = schema.to_string().len();
+        let has_ended = bytes > MAX_BYTES;
+        let schema = if has_ended { Value::Null } else { schema.clone() };
+        Self { schema, bytes, error, compile, budget, has_ended }
     }
 
     /// Whether the schema still has the fault. `None` if no more schemas may be compiled.
     fn has_fault(&mut self) -> Option<bool> {
-        self.trials = self.trials.checked_sub(1)?;
-        Some((self.compile)(&self.schema).as_ref() == Some(&self.error))
+        self.has_ended = self.has_ended || !self.budget.take(self.bytes);
+        (!self.has_ended).then(|| (self.compile)(&self.schema).as_deref() == Some(self.error))
     }
 
     /// The pointer of the part of the schema at `pointer` that has the fault. `None` if the fault is none of
     /// a single part.
     fn faulty_part(&mut self, pointer: &str) -> Option<String> {
         let map = self.schema.pointer(pointer)?.as_object()?;
-        let mut places: Vec<String> = Vec::new();
-        for (keyword, name) in keywords::parts(map) {
-            let mut place = pointer.to_owned();
-            std::iter::once(&keyword).chain(&name).for_each(|step| keywords::extend(&mut place, step));
-            places.push(place);
-        }
-        places.retain(|place| self.schema.pointer(place).is_some_and(Value::is_object));
+        let mut places = keywords::parts(map, pointer);
         // Definitions matter only where others refer to them.
         let is_definition = |place: &String| {
             let rest = &place[pointer.len()..];
@@ -203,35 +313,6 @@ impl<'a> Search<'a> {
         }
         found
     }
-}
-
-/// The keywords that an error of `llguidance` names, if it names any.
-fn named_keywords(error: &str) -> Vec<String> {
-    if let Some(names) = error.strip_prefix(UNIMPLEMENTED) {
-        // The list is JSON; the text may go on behind it.
-        let end = names.find(']').map_or(names.len(), |at| at + 1);
-        return serde_json::from_str(&names[..end]).unwrap_or_default();
-    }
-    let known = TEXTS.iter().find(|(begin, ..)| error.starts_with(begin));
-    known.map_or_else(Vec::new, |(_, names, _)| names.iter().map(|name| (*name).to_owned()).collect())
-}
-
-/// The pointers of the schemas with the keywords that an error names.
-fn candidates(schema: &Value, names: &[String], error: &str) -> Vec<String> {
-    let is_meant = |map: &Map<String, Value>, name: &String| match (name.as_str(), map.get(name)) {
-        ("type" | "format" | "pattern" | "$ref", Some(Value::String(text))) => error.contains(text.as_str()),
-        (_, value) => value.is_some(),
-    };
-    let mut found = Vec::new();
-    keywords::for_each_schema(&mut schema.clone(), &mut |pointer, map| {
-        let mut meant = names.iter().map(|name| is_meant(map, name));
-        // All keywords of a schema that are not supported are reported at once.
-        let all = error.starts_with(UNIMPLEMENTED) && !names.is_empty();
-        if if all { meant.all(|meant| meant) } else { meant.any(|meant| meant) } {
-            found.push(pointer.to_owned());
-        }
-    });
-    found
 }
 
 /// Whether a JSON pointer is that of a part of the schema at `outer`, or of this schema.

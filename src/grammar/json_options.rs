@@ -48,7 +48,7 @@ impl JsonOptions {
 
 /// Forbids properties that are not named, in all objects of a schema that name some.
 fn close_objects(schema: &mut Value) {
-    keywords::for_each_schema(schema, &mut |_, map| {
+    keywords::for_each_schema_mut(schema, &mut |_, map| {
         if ["properties", "patternProperties"].iter().any(|name| map.contains_key(*name)) {
             map.entry("additionalProperties").or_insert(Value::Bool(false));
         }

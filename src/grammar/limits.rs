@@ -4,6 +4,7 @@
 use llguidance::api::ParserLimits;
 use serde_json::{Map, Value};
 
+use super::fault::Fault;
 use super::{GrammarError, GrammarSource, keywords};
 
 /// Bytes of a schema, and of all texts of a choice together.
@@ -55,15 +56,16 @@ fn check_lark(text: &str) -> Result<(), GrammarError> {
 /// Refuses a schema with too many references or with a regular expression that is too long.
 ///
 /// # Errors
-/// [`GrammarError::Invalid`] with the limit and the size.
-pub(super) fn check_schema(schema: &Value) -> Result<(), GrammarError> {
+/// The limit, the size and the place.
+pub(super) fn check_schema(schema: &Value) -> Result<(), Fault> {
     let mut references = 0;
     check_patterns(schema, &mut String::new(), &mut references)?;
-    at_most("references ($ref)", references, MAX_REFERENCES)
+    let checked = at_most("references ($ref)", references, MAX_REFERENCES);
+    checked.map_err(|error| Fault::new("", &[], error.to_string()))
 }
 
 /// Checks the regular expressions of a schema and counts its references.
-fn check_patterns(schema: &Value, pointer: &mut String, references: &mut usize) -> Result<(), GrammarError> {
+fn check_patterns(schema: &Value, pointer: &mut String, references: &mut usize) -> Result<(), Fault> {
     if let Value::Object(map) = schema {
         *references += usize::from(map.contains_key("$ref"));
         let pattern = map.get("pattern").and_then(Value::as_str).map(|pattern| ("pattern", pattern));
@@ -71,7 +73,7 @@ fn check_patterns(schema: &Value, pointer: &mut String, references: &mut usize) 
         let names = names.into_iter().flat_map(Map::keys).map(|name| ("patternProperties", name.as_str()));
         for (keyword, pattern) in names.chain(pattern) {
             let checked = at_most("bytes of a pattern", pattern.len(), MAX_REGEX_BYTES);
-            checked.map_err(|error| GrammarError::Invalid(format!("{keyword}: {error} (at #{pointer})")))?;
+            checked.map_err(|error| Fault::new(pointer, &[keyword], error.to_string()))?;
         }
     }
     let mut check = |step: &str, value: &Value| {

@@ -7,6 +7,7 @@
 //! Work is bounded by counts and sizes, never by time, so that the same request gets the same answer on a
 //! busy machine.
 
+mod budget;
 mod compiler;
 mod fault;
 mod gbnf;
@@ -14,12 +15,14 @@ mod json_options;
 mod keywords;
 mod limits;
 mod matcher;
+mod relax;
 mod schema;
 mod token_rules;
 
 pub use compiler::{GrammarCompiler, Vocabulary};
 pub use gbnf::gbnf_to_lark;
 pub use json_options::JsonOptions;
+pub(crate) use keywords::OPTIONS;
 pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
 pub use token_rules::TokenRules;
 
@@ -28,6 +31,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::Matcher;
 use llguidance::api::StopReason;
+
+use fault::Fault;
 
 /// A constraint on an answer, as a client states it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -72,24 +77,51 @@ pub struct SchemaPlace {
     pub lenient: bool,
 }
 
+impl SchemaPlace {
+    /// A JSON pointer of the schema as a pointer within this place. `None` if it points elsewhere.
+    fn within<'a>(&self, pointer: &'a str) -> Option<&'a str> {
+        let rest = pointer.strip_prefix(self.pointer.as_str())?;
+        (rest.is_empty() || rest.starts_with('/')).then_some(rest)
+    }
+}
+
 impl SchemaRule {
     /// A rule whose whole schema comes from one field of the request.
     pub(crate) fn new(rule: String, schema: String, path: String, lenient: bool) -> Self {
         Self { rule, schema, places: vec![SchemaPlace { pointer: String::new(), path, lenient }] }
     }
 
-    /// The innermost place with this JSON pointer, and the pointer within it.
-    fn place<'a>(&self, pointer: &'a str) -> Option<(&SchemaPlace, &'a str)> {
-        let within = self.places.iter().filter_map(|place| {
-            let rest = pointer.strip_prefix(place.pointer.as_str())?;
-            (rest.is_empty() || rest.starts_with('/')).then_some((place, rest))
-        });
-        within.max_by_key(|(place, _)| place.pointer.len())
+    /// The lenient place with this JSON pointer, and the pointer within it. `None` if keywords there must be
+    /// enforced.
+    fn lenient_place<'a>(&self, pointer: &'a str) -> Option<(&SchemaPlace, &'a str)> {
+        let mut parts = self.parts().iter().filter(|place| place.lenient);
+        parts.find_map(|place| Some((place, place.within(pointer)?)))
+    }
+
+    /// The places of the schema's parts, or that of the whole schema if it comes from one field.
+    fn parts(&self) -> &[SchemaPlace] {
+        match self.places.as_slice() {
+            [_, parts @ ..] if !parts.is_empty() => parts,
+            whole => whole,
+        }
     }
 
     /// The path in the request of the whole schema.
     fn path(&self) -> &str {
         self.places.first().map_or("", |place| &place.path)
+    }
+
+    /// The error of a fault of the schema, with the fault's place in the request.
+    fn error(&self, mut fault: Fault) -> GrammarError {
+        let pointer = std::mem::take(&mut fault.pointer);
+        match self.parts().iter().find_map(|place| place.within(&pointer).map(|inner| (place, inner))) {
+            Some((place, inner)) => {
+                fault.pointer = inner.to_owned();
+                GrammarError::from(fault).at(&place.path)
+            }
+            // The request has no pointer to a schema around several of its fields.
+            None => GrammarError::from(fault).at(self.path()),
+        }
     }
 }
 
@@ -182,17 +214,22 @@ impl PartialEq for Grammar {
     }
 }
 
-/// The longest error text, in characters.
-const ERROR_CHARS: usize = 400;
+/// The longest error text of `llguidance`, in characters.
+const ERROR_CHARS: usize = 300;
 
 /// An error of `llguidance` on one line, cut to a readable length.
 fn short(error: &anyhow::Error) -> String {
-    let text = error.to_string().replace("<non-verbose/>", "");
+    short_text(&error.to_string())
+}
+
+/// The text of an error of `llguidance` on one line, cut to a readable length.
+fn short_text(text: &str) -> String {
     if text.starts_with("panic: ") {
         return "the compiler of grammars failed".to_owned();
     }
-    let text: Vec<&str> = text.split_whitespace().collect();
-    text.join(" ").chars().take(ERROR_CHARS).collect()
+    let text = text.replace("<non-verbose/>", "");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").chars().take(ERROR_CHARS).collect()
 }
 
 /// Whether a mask could not be computed because no token is allowed. The error has no type of its own: its

@@ -11,7 +11,7 @@ use super::field_kinds::{
 };
 use super::field_table::{FieldRow, Table, request_fields};
 use super::fields::{Fields, missing, wrong_type};
-use crate::grammar::{GrammarSource, JsonOptions, gbnf_to_lark};
+use crate::grammar::{GrammarSource, JsonOptions, OPTIONS, gbnf_to_lark};
 
 /// A constraint, with the path of its field.
 #[derive(Debug)]
@@ -334,8 +334,8 @@ fn schema(path: &str, value: Value) -> Result<GrammarSource, ApiError> {
 /// # Errors
 /// 400 if the schema has options.
 pub(super) fn refuse_options(schema: &Map<String, Value>, path: &str) -> Result<(), ApiError> {
-    match schema.contains_key("x-guidance") {
-        true => Err(ApiError::invalid(path, "x-guidance: not supported in a JSON schema (at #)")),
+    match schema.contains_key(OPTIONS) {
+        true => Err(ApiError::invalid(path, format!("{OPTIONS}: not supported in a JSON schema (at #)"))),
         false => Ok(()),
     }
 }

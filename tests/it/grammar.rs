@@ -1,6 +1,7 @@
 //! Grammars: what they compile from, which tokens they allow, and how an answer ends.
 
 mod faults;
+mod lenient;
 
 use std::sync::Arc;
 

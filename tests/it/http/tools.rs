@@ -209,6 +209,43 @@ async fn keywords_that_cannot_be_enforced_are_refused_where_a_call_is_required_a
     assert!(reply.text().contains(text), "{}", reply.text());
 }
 
+/// The number of keywords to leave out is no reason to refuse a tool that may ignore them.
+#[tokio::test]
+async fn a_lenient_tool_with_many_keywords_that_cannot_be_enforced_is_served() {
+    let server = setup().launch();
+    let overlapping = json!({ "oneOf": [{ "type": "integer", "maximum": 9 }, { "type": "integer" }] });
+    let properties: serde_json::Map<String, Value> =
+        (0..51).map(|i| (format!("p{i}"), overlapping.clone())).collect();
+    let mut many = tools();
+    many[1]["function"]["parameters"] = json!({ "type": "object", "properties": properties });
+    let reply = ask(&server, "x", json!({ "tools": many, "parallel_tool_calls": false })).await;
+    assert_eq!(answer(&reply), (json!("x"), Vec::new(), "stop".to_owned()));
+    let ignored = reply.header("x-ignored-fields").unwrap();
+    assert!(ignored.contains("tools[1].function.parameters#/properties/p0/oneOf"), "{ignored}");
+    let reply = ask(&server, "x", json!({ "tools": many, "tool_choice": "required" })).await;
+    assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("tools".into())));
+    let text = "tools[1].function.parameters: oneOf: not supported where more than one alternative";
+    assert!(reply.text().contains(text), "{}", reply.text());
+}
+
+/// In every format an error names the field of the request, and the place within the schema of this field.
+#[tokio::test]
+async fn errors_of_size_limits_name_the_tool_in_every_format() {
+    let mut long = tools();
+    long[1]["function"]["parameters"] =
+        json!({ "type": "object", "properties": { "x": { "type": "string", "pattern": "a".repeat(9000) } } });
+    let text = "tools[1].function.parameters: pattern: bytes of a pattern: expected at most 8192, got 9000 \
+                (at #/properties/x)";
+    for format in [None, Some(ToolFormat::Llama3)] {
+        let mut setup = setup();
+        setup.settings.tool_format = format;
+        let server = setup.launch();
+        let reply = ask(&server, "x", json!({ "tools": long, "tool_choice": "required" })).await;
+        assert_eq!(reply.error(), (400, Some("invalid_value".into()), Some("tools".into())));
+        assert!(reply.text().contains(text), "{format:?}: {}", reply.text());
+    }
+}
+
 #[tokio::test]
 async fn a_template_that_shows_tools_gets_them_and_its_format_is_used() {
     let template = "{% if tools %}{{ tools | tojson }}<toolcall>{% endif %}\

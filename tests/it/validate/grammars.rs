@@ -255,3 +255,23 @@ fn structural_tags_are_refused_with_the_kinds_that_are_supported() {
         assert!(text.contains("json_object") && text.contains("json_schema"), "{more}: {text}");
     }
 }
+
+/// Options of the grammar's library would lift the limit on whitespace, or drop keywords silently.
+#[test]
+fn options_of_the_grammar_library_in_a_schema_are_refused() {
+    for options in [json!(1), json!({}), json!({ "lenient": true }), json!({ "whitespace_pattern": " *" })] {
+        let schema = json!({ "type": "null", "x-guidance": options });
+        for (more, param) in [
+            (json!({ "guided_json": schema }), "guided_json"),
+            (json!({ "guided_json": schema.to_string() }), "guided_json"),
+            (
+                json!({ "structured_outputs": { "json": schema, "whitespace_pattern": " ?" } }),
+                "structured_outputs.json",
+            ),
+        ] {
+            refuses(&more, param);
+            let error = chat(&a_chat(&more)).map(|_| ()).expect_err("it is refused").to_string();
+            assert!(error.contains("x-guidance: not supported in a JSON schema (at #)"), "{error}");
+        }
+    }
+}
