@@ -1,5 +1,6 @@
 //! Limits on the size of a constraint. They bound the time and the depth of its compilation: `llguidance`
-//! recurses along rules and definitions, and its time grows with the square of an expression's length.
+//! recurses along rules and definitions, and its time grows with the square of an expression's length and of
+//! the number of an object's properties.
 
 use llguidance::api::ParserLimits;
 use serde_json::{Map, Value};
@@ -17,6 +18,8 @@ const MAX_LINE_BYTES: usize = 16 << 10;
 const MAX_LINES: usize = 2000;
 /// Bytes of a regular expression.
 const MAX_REGEX_BYTES: usize = 8 << 10;
+/// Properties of an object in a schema.
+const MAX_PROPERTIES: usize = 2000;
 /// References in a schema.
 const MAX_REFERENCES: usize = 2000;
 
@@ -53,7 +56,7 @@ fn check_lark(text: &str) -> Result<(), GrammarError> {
     at_most("bytes of a line of a grammar", longest, MAX_LINE_BYTES)
 }
 
-/// Refuses a schema with too many references or with a regular expression that is too long.
+/// Refuses a schema with too many references or properties, or with a regular expression that is too long.
 ///
 /// # Errors
 /// The limit, the size and the place.
@@ -64,10 +67,13 @@ pub(super) fn check_schema(schema: &Value) -> Result<(), Fault> {
     checked.map_err(|error| Fault::new("", &[], error.to_string()))
 }
 
-/// Checks the regular expressions of a schema and counts its references.
+/// Checks the regular expressions and the objects of a schema, and counts its references.
 fn check_patterns(schema: &Value, pointer: &mut String, references: &mut usize) -> Result<(), Fault> {
     if let Value::Object(map) = schema {
         *references += usize::from(map.contains_key("$ref"));
+        let properties = map.get("properties").and_then(Value::as_object).map_or(0, Map::len);
+        let checked = at_most("properties of an object", properties, MAX_PROPERTIES);
+        checked.map_err(|error| Fault::new(pointer, &["properties"], error.to_string()))?;
         let pattern = map.get("pattern").and_then(Value::as_str).map(|pattern| ("pattern", pattern));
         let names = map.get("patternProperties").and_then(Value::as_object);
         let names = names.into_iter().flat_map(Map::keys).map(|name| ("patternProperties", name.as_str()));

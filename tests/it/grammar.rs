@@ -292,7 +292,7 @@ fn large_constraints_are_bounded() {
             "start: a0\na1998: \"a\"\n{}",
             chain(1998, |i| format!("a{i}: \"b\" a{}\n", i + 1))
         )),
-        schema(json!({ "type": "object", "properties": many(5000, &|_| json!({ "type": "string" })) })),
+        schema(json!({ "type": "object", "properties": many(2000, &|_| json!({ "type": "string" })) })),
         schema(json!({ "type": "array", "items": { "type": "integer" }, "minItems": 1_000_000 })),
         GrammarSource::Regex("(a{1,1000}){1,1000}{1,1000}".to_owned()),
         GrammarSource::Regex("(a|b)?".repeat(1365)),
@@ -317,6 +317,10 @@ fn large_constraints_are_bounded() {
         (GrammarSource::Choice(vec!["x".repeat(300_000)]), "bytes of all texts"),
         (references(2001), "references ($ref): expected at most 2000, got 2002"),
         (schema(json!({ "enum": ["x".repeat(300_000)] })), "bytes of a JSON schema"),
+        (
+            schema(json!({ "items": { "properties": many(2001, &|_| json!({})) } })),
+            "properties of an object: expected at most 2000, got 2001 (at #/items)",
+        ),
         (schema(json!({ "items": { "pattern": "a".repeat(9000) } })), "bytes of a pattern"),
         (schema(json!({ "patternProperties": { "a".repeat(9000): {} } })), "bytes of a pattern"),
     ] {
