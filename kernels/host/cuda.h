@@ -21,6 +21,7 @@
     static void name##_body(const Params& p);                                                    \
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
+#define KERNEL_ALONE KERNEL
 // Shared memory is thread-local, because each host thread stands for one GPU.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
@@ -33,7 +34,7 @@
 struct dim3 {
     unsigned x, y, z;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     uint32_t x, y;
 };
 struct alignas(16) uint4 {
