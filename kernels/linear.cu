@@ -134,7 +134,9 @@ struct Linear {
         }
     };
 
-    static DEVICE_MEMBER unsigned char* stage_at(uint32_t stage) { return tile_memory() + stage * STAGE_BYTES; }
+    static DEVICE_MEMBER unsigned char* stage_at(uint32_t stage) {
+        return tile_memory() + stage * STAGE_BYTES;
+    }
 
     // Copies the chunks of all segments. One thread runs this.
     DEVICE_MEMBER void produce() const {

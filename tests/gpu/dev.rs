@@ -81,3 +81,16 @@ pub fn random_weights(device: &Dev, weights: &RandomWeights<'_>) -> Result<Matri
 pub fn takes(matrix: &HostMatrix<'_>, quant: ActQuant) -> bool {
     matches!(matrix.data, MatrixData::Fp8 { .. }) || quant == ActQuant::Bf16
 }
+
+/// Bound of the error of a product, as a share of the sum of absolute terms. Products with BF16 inputs are summed
+/// in F32. The tensor cores sum E4M3 products of 128 inputs with 13 fraction bits; the emulator does so if
+/// `OCTANT_HOST_TRUNCATES` is 1, and otherwise sums in F32.
+pub fn rounding(matrix: &HostMatrix<'_>, quant: ActQuant) -> f64 {
+    let on_gpu = !cfg!(feature = "host-kernels");
+    let truncates = on_gpu || std::env::var_os("OCTANT_HOST_TRUNCATES").is_some_and(|value| value == "1");
+    let e4m3 = matches!(matrix.data, MatrixData::Fp8 { .. }) && quant != ActQuant::Bf16;
+    if truncates && e4m3 { TRUNCATED } else { 2e-6 }
+}
+
+/// The same bound for sums with 13 fraction bits.
+const TRUNCATED: f64 = 2e-4;
