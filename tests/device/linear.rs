@@ -10,9 +10,9 @@ use octant::device::{
 use super::sample::row as greedy;
 use super::{acts, bf16, bf16_matrix, noise, product, quantized};
 
-/// (rows, out, in): full and partial panels and tiles, row tiles of various sizes, shapes of the demo model, few
-/// and many rows, one and several chunks of inputs.
-const SHAPES: [(usize, usize, usize); 14] = [
+/// (rows, out, in): full and partial panels and tiles, row tiles of various sizes, shapes of the demo model,
+/// few and many rows, one and several chunks of inputs.
+const SHAPES: [(usize, usize, usize); 15] = [
     (1, 1, 2),
     (1, 200, 64),
     (2, 33, 50),
@@ -26,6 +26,7 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (66, 260, 288),
     (130, 300, 1040),
     (16, 129, 1536),
+    (2, 520, 4096),
     (270, 130, 272),
 ];
 
@@ -109,12 +110,14 @@ struct Invariance {
     alone: &'static [usize],
 }
 
-/// The first covers the row tiles of the CPU and the smaller kernels. In the others, 300 rows are more than a
-/// kernel of the GPU computes at once: whole tiles, which are cut along K, and parts spread over blocks.
-const INVARIANCE: [Invariance; 3] = [
+/// The first covers the row tiles of the CPU and the smaller kernels. In the second and third, 300 rows are
+/// more than a kernel of the GPU computes at once: whole tiles, which are cut along K, and parts spread over
+/// blocks. In the fourth some parts have more chunks than others.
+const INVARIANCE: [Invariance; 4] = [
     Invariance { out: 200, input: 576, rows: 41, alone: &[1, 2, 3, 4, 5, 8, 9, 12, 13, 16, 17, 32, 33, 40] },
     Invariance { out: 200, input: 576, rows: 300, alone: &[1, 44, 64, 65, 128, 129, 256, 257] },
     Invariance { out: 72, input: 2560, rows: 300, alone: &[1, 7, 20, 100, 256, 299] },
+    Invariance { out: 520, input: 4096, rows: 20, alone: &[1, 9] },
 ];
 
 #[test]
