@@ -130,10 +130,10 @@ bool advance_async(bool stuck, bool late) {
     const bool products = products_are_ready();
     const size_t copies = async().copies.size();
     if (!products && copies == 0) return false;
-    if (!stuck && (late || random_below(2) == 0)) return false;
+    if (!stuck && (late || random_below(16) > 0)) return false;
     // A product that runs before a copy lands reads NaN if it should have waited for the copy, or if the copy
     // overwrites its operands.
-    if (products && (late || copies == 0 || random_below(2) == 0)) {
+    if (products && (late || copies == 0 || random_below(8) > 0)) {
         run_products();
     } else {
         land(random_below(static_cast<uint32_t>(copies)));
@@ -161,6 +161,9 @@ void check_registers() {
 
 void end_async() {
     if (!async().copies.empty()) die("a block ended while copies were in flight");
+    for (const Barrier& barrier : async().barriers) {
+        if (barrier.bytes != 0) die("a block ended with a barrier that expects other bytes than were copied");
+    }
     check_registers();
     end_products();
 }
@@ -173,8 +176,10 @@ bool async_ready(const Fiber& fiber, size_t index) {
     }
 }
 
-void describe_async(const Fiber& fiber, char* text, size_t size) {
-    if (fiber.state == State::waits_for_group) {
+void describe_async(const Fiber& fiber, size_t index, char* text, size_t size) {
+    if (async_ready(fiber, index)) {
+        std::snprintf(text, size, "can run");
+    } else if (fiber.state == State::waits_for_group) {
         const Group& group = async().groups[fiber.barrier];
         std::snprintf(text, size, "group_sync of id %zu: %u of %u threads have arrived", fiber.barrier,
                       group.arrived, group.threads);

@@ -1,10 +1,10 @@
 // The functions of wgmma.cuh in software, as asynchronous as the hardware may be.
 //
-// A bulk copy reads its source and writes its target some time after it was issued: at the latest possible
-// time if threads start in ascending order, which is when no thread can go on and no product can run, and
-// otherwise at a random time. Until then its target is NaN. Copies land in random order. A product reads its
-// operands in shared memory at the latest possible time after wgmma_commit, or at a random one. Its
-// accumulators are NaN from its start until wgmma_wait.
+// A bulk copy reads its source and writes its target some time after it was issued; until then its target is
+// NaN. A product reads its operands in shared memory some time after wgmma_commit; its accumulators are NaN
+// from its start until wgmma_wait. If threads start in ascending order, these times are the latest possible:
+// a product runs when no thread can go on, and a copy lands when no product can run either. If they start in
+// descending order, some are earlier, at random. Copies land in random order.
 //
 // These errors end the process with the states of all threads:
 // - a wait for a phase of a barrier, or for products, that never comes;

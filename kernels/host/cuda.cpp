@@ -79,7 +79,7 @@ void describe(const Fiber& fiber, size_t index, char* text, size_t size) {
         case State::ended: std::snprintf(text, size, "has ended"); return;
         case State::waits_for_block:
         case State::waits_for_warp: std::snprintf(text, size, "%s", fiber.where); return;
-        default: describe_async(fiber, text, size);
+        default: describe_async(fiber, index, text, size);
     }
 }
 

@@ -102,7 +102,7 @@ void end_async();
 // Whether a fiber that waits for a group, a barrier or products can go on.
 bool async_ready(const Fiber& fiber, size_t index);
 // Writes what a fiber waits for.
-void describe_async(const Fiber& fiber, char* text, size_t size);
+void describe_async(const Fiber& fiber, size_t index, char* text, size_t size);
 
 void begin_products();
 // The number of groups of products that all threads have committed and that have not run.
