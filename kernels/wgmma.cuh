@@ -89,16 +89,6 @@ DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t by
         : "memory");
 }
 
-// Describes an operand of a product in shared memory: rows of 128 bytes along K, in groups of eight rows
-// that follow one another, with the 16-byte pieces of each group exchanged by `swizzled`. `shared` is the
-// address of the first row, a multiple of 1,024, plus an offset along K of 0, 32, 64 or 96 bytes.
-DEVICE uint64_t tile_descriptor(const void* shared) {
-    const uint64_t start = (shared_address(shared) & 0x3FFFF) >> 4;
-    // Bits 16-29: the leading dimension's offset, unused here. Bits 32-45: the 1,024 bytes from one group
-    // of rows to the next, in units of 16. Bits 62-63: 1 for the 128-byte swizzle.
-    return start | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
-}
-
 // Keeps an array's values in the registers of this point of the program: the compiler moves no access to
 // the array across it.
 template <uint32_t Size>
@@ -240,6 +230,16 @@ DEVICE void group_sync(uint32_t id, uint32_t threads) {
 }
 
 #endif
+
+// Describes an operand of a product in shared memory: rows of 128 bytes along K, in groups of eight rows
+// that follow one another, with the 16-byte pieces of each group exchanged by `swizzled`. `shared` is the
+// address of the first row, a multiple of 1,024, plus an offset along K of 0, 32, 64 or 96 bytes.
+DEVICE uint64_t tile_descriptor(const void* shared) {
+    const uint64_t start = (shared_address(shared) & 0x3FFFF) >> 4;
+    // Bits 16-29: the leading dimension's offset, unused here. Bits 32-45: the 1,024 bytes from one group
+    // of rows to the next, in units of 16. Bits 62-63: 1 for the 128-byte swizzle.
+    return start | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
+}
 
 // Where the 128-byte swizzle puts the byte at `offset` of a tile: bits 4 to 6 change by bits 7 to 9.
 DEVICE uint32_t swizzled(uint32_t offset) { return offset ^ (offset >> 3 & 0x70); }

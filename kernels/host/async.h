@@ -13,7 +13,7 @@
 // - a copy outside of shared memory, misaligned, into the target of a copy in flight, or into memory that a
 //   thread writes before the copy lands; a block that ends before its copies or products;
 // - products that differ between the threads of a warpgroup; operands outside of shared memory or not laid
-//   out as tile_descriptor says; a product without a wgmma_fence since the last wait; registers that a
+//   out in the 128-byte swizzle; a product without a wgmma_fence since the last wait; registers that a
 //   product reads and that wgmma_fence did not name, or that changed after it; accumulators that are written
 //   in flight, that wgmma_wait completes but does not name, or that a fence or a wait names while they are in
 //   flight;
@@ -67,9 +67,9 @@ static inline void bulk_copy_once(void* to, const void* from, uint32_t bytes, ui
 }
 void group_sync(uint32_t id, uint32_t threads);
 
-static inline uint64_t tile_descriptor(const void* shared) {
-    const uint64_t start = (reinterpret_cast<uintptr_t>(shared) & 0x3FFFF) >> 4;
-    return start | 1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62;
+// The bits of an address that descriptors hold; dynamic shared memory has less than 256 KB.
+static inline uint32_t shared_address(const void* shared) {
+    return reinterpret_cast<uintptr_t>(shared) & 0x3FFFF;
 }
 
 template <typename... Arrays>

@@ -9,26 +9,23 @@ namespace host {
 
 namespace {
 
-// The memory at a descriptor's start, of which `tile_rows` rows are read.
-const unsigned char* start_of(uint64_t tile, uint32_t tile_rows) {
-    if (tile >> 14 != (1ull << 16 | (1024ull >> 4) << 32 | 1ull << 62) >> 14) {
-        die("a descriptor of a layout that tile_descriptor does not make");
-    }
-    const uintptr_t base = reinterpret_cast<uintptr_t>(place.shared);
-    const size_t offset = ((tile << 4) - base) & 0x3FFFF;
-    if (offset % 1024 > 96 || offset % 32 != 0) die("a tile at an address that its swizzle does not allow");
-    if (offset / 1024 * 1024 + tile_rows * 128 > block->shared_bytes) die("a tile outside of shared memory");
-    return place.shared + offset;
-}
-
-// Reads 32 bytes along K of each row of a tile, undoing the swizzle by the bits of addresses.
+// Reads 32 bytes along K of each row of a tile, as the PTX ISA describes it ("Matrix Descriptor Format" and
+// "Canonical Layouts" of wgmma, K-major with the 128-byte swizzle): rows of a group of eight are 128 bytes
+// apart, groups as many as bits 32 to 45 say in units of 16, and bits 4 to 6 of an address change by bits 7
+// to 9.
 void read_tile(uint64_t tile, uint32_t tile_rows, unsigned char (*to)[depth_bytes]) {
-    const unsigned char* start = start_of(tile, tile_rows);
+    const uint64_t base_offset = tile >> 49 & 7, mode = tile >> 62;
+    if (mode != 1 || base_offset != 0) die("a descriptor of another layout than the 128-byte swizzle");
+    const size_t group_bytes = (tile >> 32 & 0x3FFF) * 16;
+    const size_t offset = ((tile & 0x3FFF) * 16 - shared_address(place.shared)) & 0x3FFFF;
+    if (offset % 1024 > 96 || offset % 32 != 0) die("a tile at an address that its swizzle does not allow");
+    if (offset / 1024 * 1024 + (tile_rows / 8 - 1) * group_bytes + 1024 > block->shared_bytes) {
+        die("a tile outside of shared memory");
+    }
     for (uint32_t row = 0; row < tile_rows; ++row) {
         for (uint32_t byte = 0; byte < depth_bytes; byte += 16) {
-            const auto address = reinterpret_cast<uintptr_t>(start + row / 8 * 1024 + row % 8 * 128 + byte);
-            const uintptr_t swizzled = address ^ (address >> 3 & 0x70);
-            std::memcpy(to[row] + byte, reinterpret_cast<const void*>(swizzled), 16);
+            const size_t address = offset + row / 8 * group_bytes + row % 8 * 128 + byte;
+            std::memcpy(to[row] + byte, place.shared + (address ^ (address >> 3 & 0x70)), 16);
         }
     }
 }
