@@ -260,7 +260,7 @@ constexpr Case cases[] = {
     E4M3(UNNAMED_RESULT, "wgmma_wait does not name an accumulator that it completes"),
     E4M3(TILE_MISALIGNED, "a tile at an address that its swizzle does not allow"),
     E4M3(TILE_OUTSIDE, "a tile outside of shared memory"),
-    E4M3(OTHER_LAYOUT, "a descriptor of a layout that tile_descriptor does not make"),
+    E4M3(OTHER_LAYOUT, "a descriptor of another layout than the 128-byte swizzle"),
     E4M3(DIFFERENT_PRODUCTS, "threads of a warpgroup issue different products"),
     E4M3(A_WARP_LESS, "a deadlock"),
     E4M3(REGISTERS_OF_A_WARP, "threads of a warpgroup with different numbers of registers"),
