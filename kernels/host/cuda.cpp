@@ -4,8 +4,11 @@
 // little memory of a kernel. They tell that sanitizer of every change of stack.
 #include "fibers.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <map>
+#include <memory>
 
 #include <sys/mman.h>
 
@@ -249,29 +252,25 @@ const unsigned char* result_of_lane(const char* where, Collective compute) {
 
 namespace {
 
-// A block's dynamic shared memory. It has the exact size, so that the address sanitizer sees an access
-// past its end.
+// Dynamic shared memory of blocks, one allocation for each size. It has the exact size, so that the address
+// sanitizer sees an access past its end.
 class SharedMemory {
    public:
-    SharedMemory() = default;
-    SharedMemory(SharedMemory&&) = delete;
-    ~SharedMemory() { std::free(memory_); }
     // NaN in every type.
     unsigned char* of_block(size_t bytes) {
-        if (bytes != bytes_ || memory_ == nullptr) {
-            std::free(memory_);
-            void* memory = nullptr;
-            if (posix_memalign(&memory, 1024, bytes) != 0) std::abort();
-            memory_ = static_cast<unsigned char*>(memory);
-            bytes_ = bytes;
+        std::unique_ptr<unsigned char, decltype(&std::free)>& memory =
+            all_.try_emplace(bytes, nullptr, &std::free).first->second;
+        if (memory == nullptr) {
+            void* allocated = nullptr;
+            if (posix_memalign(&allocated, 1024, std::max<size_t>(bytes, 1)) != 0) std::abort();
+            memory.reset(static_cast<unsigned char*>(allocated));
         }
-        std::memset(memory_, 0xFF, bytes);
-        return memory_;
+        std::memset(memory.get(), 0xFF, bytes);
+        return memory.get();
     }
 
    private:
-    unsigned char* memory_ = nullptr;
-    size_t bytes_ = 0;
+    std::map<size_t, std::unique_ptr<unsigned char, decltype(&std::free)>> all_;
 };
 
 }  // namespace
@@ -298,8 +297,8 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
     block->kernel = launch->kernel;
     block->params = launch->params;
     if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");
-    while (block->fibers.size() < launch->threads) block->fibers.emplace_back();
-    while (block->fibers.size() > launch->threads) block->fibers.pop_back();
+    while (block->all_fibers.size() < launch->threads) block->all_fibers.emplace_back();
+    block->fibers = std::span(block->all_fibers).first(launch->threads);
     block->warps.assign(launch->threads / 32, Warp{});
     block->shared_bytes = launch->shared_bytes;
     place.block_dim = {launch->threads, 1, 1};

@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstddef>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -63,7 +64,9 @@ struct Fiber {
 };
 
 struct Block {
-    std::vector<Fiber> fibers;
+    // The first of `all_fibers`, which outlive a launch.
+    std::span<Fiber> fibers;
+    std::vector<Fiber> all_fibers;
     std::vector<Warp> warps;
     unsigned at_barrier = 0;
     // The number of times that all threads have met.
