@@ -162,7 +162,7 @@ fn pack_row(row: &[u8], index: usize, tile: &mut [u8]) {
     for (chunk, part) in row.chunks(CHUNK).enumerate() {
         let to = &mut tile[(chunk * TILE + index) * CHUNK..][..CHUNK];
         for (i, piece) in part.chunks(PIECE).enumerate() {
-            to[(i ^ index % 8) * PIECE..][..piece.len()].copy_from_slice(piece);
+            to[(i ^ (index % 8)) * PIECE..][..piece.len()].copy_from_slice(piece);
         }
     }
 }
