@@ -15,7 +15,7 @@ struct ActivationParams {
     uint32_t cols;
     uint32_t gated;
 };
-static_assert(sizeof(ActivationParams) == 40);
+static_assert(sizeof(ActivationParams) == 48);
 
 KERNEL(activation, ActivationParams, ROW_THREADS) {
     const uint32_t cols = p.cols;

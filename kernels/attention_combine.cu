@@ -22,7 +22,7 @@ struct AttentionCombineParams {
     float v_scale;
     uint32_t unused;
 };
-static_assert(sizeof(AttentionCombineParams) == 64);
+static_assert(sizeof(AttentionCombineParams) == 72);
 
 KERNEL(attention_combine, AttentionCombineParams, ROW_THREADS) {
     const uint32_t cols = p.q_heads * p.head_dim;

@@ -32,11 +32,16 @@ fn main() {
     }
 }
 
-/// Every `kernels/*.cu`, sorted.
-fn sources() -> Vec<PathBuf> {
+/// Notes of ptxas that the build does not accept: it ignores `setmaxnreg`, or serialises the products of a
+/// warpgroup.
+const SLOW: [&str; 2] = ["(C7508)", "(C7510)"];
+
+/// The files of a folder with this extension, sorted.
+fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
     let files =
-        fs::read_dir("kernels").expect("kernels can be read").map(|entry| entry.expect("an entry").path());
-    let mut files: Vec<PathBuf> = files.filter(|path| path.extension().is_some_and(|e| e == "cu")).collect();
+        fs::read_dir(folder).expect("kernels can be read").map(|entry| entry.expect("an entry").path());
+    let mut files: Vec<PathBuf> =
+        files.filter(|path| path.extension().is_some_and(|e| e == extension)).collect();
     files.sort();
     files
 }
@@ -67,7 +72,7 @@ fn cubins(out: &Path) {
             format!("    (include_bytes!({cubin:?}), &{names:?}),\n")
         })
     };
-    let threads: Vec<_> = sources().into_iter().map(compile).collect();
+    let threads: Vec<_> = sources("kernels", "cu").into_iter().map(compile).collect();
     let rows: String = threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
     let table = format!(
         "/// Cubins and the names of their kernels.\npub const CUBINS: &[(&[u8], &[&str])] = &[\n{rows}];\n"
@@ -76,13 +81,15 @@ fn cubins(out: &Path) {
 }
 
 /// Returns the kernels that ptxas names in `log`. The build fails if a kernel with a prefix of `HOT` spills
-/// registers.
+/// registers, and on the notes of `SLOW`.
 fn entries(source: &Path, log: &str) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for line in log.lines() {
         if let Some(rest) = line.split("Compiling entry function '").nth(1) {
             names.push(rest.split('\'').next().unwrap_or_default().to_owned());
         }
+        let slow = SLOW.iter().any(|code| line.contains(code));
+        assert!(!slow, "{}: {}", source.display(), line.trim());
         let spills =
             line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill loads");
         if let (true, Some(name)) = (spills, names.last()) {
@@ -141,7 +148,7 @@ fn host_library(out: &Path) {
             object
         })
     };
-    let all = sources().into_iter().chain([PathBuf::from("kernels/host/cuda.cpp")]);
+    let all = sources("kernels", "cu").into_iter().chain(sources("kernels/host", "cpp"));
     let threads: Vec<_> = all.map(compile).collect();
     let objects: Vec<PathBuf> =
         threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
@@ -151,9 +158,9 @@ fn host_library(out: &Path) {
     println!("cargo:rustc-env=OCTANT_HOST_KERNELS={}", library.display());
 }
 
-/// Returns the flags of `kernels/host/cuda.cpp`, which runs the kernels and accesses no memory of theirs.
-/// With the address sanitizer it is not instrumented, because the instructions that it emulates would take
-/// three times as long; a macro tells it to report its changes of stack to the sanitizer.
+/// Returns the flags of `kernels/host`, which runs the kernels and accesses their memory in copies and
+/// products only. With the address sanitizer it is not instrumented, because the instructions that it
+/// emulates would take three times as long; a macro tells it to report its changes of stack to the sanitizer.
 fn emulator_flags(sanitize: &[String]) -> Vec<String> {
     match sanitize.iter().any(|flag| flag.contains("address")) {
         true => vec!["-DOCTANT_ADDRESS_SANITIZER".to_owned()],

@@ -18,7 +18,7 @@ struct EmbedParams {
     const float* scales;
     float* out;
     uint32_t cols;
-    uint32_t k_blocks;
+    uint32_t chunks;
     // The id of the table's first row, and the number of rows.
     uint32_t first;
     uint32_t rows;
@@ -35,11 +35,11 @@ KERNEL(embed, EmbedParams, 256) {
         if (token >= p.rows) {
             out[i] = 0.0f;
         } else if (p.scales == nullptr) {
-            const size_t at = packed_at<true>(token, i, p.k_blocks);
+            const size_t at = packed_at<true>(token, i, p.chunks);
             const uint32_t bits = *reinterpret_cast<const uint16_t*>(p.table + at);
             out[i] = __uint_as_float(bits << 16);
         } else {
-            const uint32_t pair = f16x2_of_e4m3x2(p.table[packed_at<false>(token, i, p.k_blocks)]);
+            const uint32_t pair = f16x2_of_e4m3x2(p.table[packed_at<false>(token, i, p.chunks)]);
             out[i] = float_of_f16(static_cast<uint16_t>(pair)) * p.scales[token];
         }
     }

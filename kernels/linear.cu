@@ -1,26 +1,35 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
-// INPUTS: x E4M3 [m, k] with scales f32 [m], or BF16 [m, k]; w packed as in pack.cuh, E4M3 with scales f32
-//     [n], or BF16
+// INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
+//     BF16
 // OUTPUTS: out f32 [m, n]
-// LAUNCH: `ctas` blocks of 256 threads; shared memory for one unit of x, computed in
-//     src/device/cuda/linear.rs
-// LIMITS: m at most 8 * N of the variant, N = 1, 2, 4, 8 or 16; k a multiple of 16; counters zero before
-// NUMERICS: exact products, F32 sums in an order that depends on the weight's shape alone: a row's bits do
-//     not depend on the other rows; within 1e-5 of the sum of magnitudes in F64
-// COST: bytes of w; bound by memory up to about 64 rows
+// LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any number of blocks and
+//     rows; shared memory for the stages, computed in src/device/cuda/linear.rs
+// LIMITS: N = 8, 16, 32, 64, 128 or 256; counters zero before
+// NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
+//     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
+//     not depend on the other rows; bounds in tests/gpu/dev.rs
+// COST: bytes of w, of which a block has up to 200 KB in flight; bound by memory up to about 200 rows
 // TWINS: src/device/cpu/linear/mod.rs
 //
-// The weight is read once, directly into registers in the form that the tensor cores take, several K blocks
-// ahead. x is small and staged in shared memory for the eight warps of a block, each of which computes 16
-// outputs.
+// A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights
+// and of the rows' inputs to stages in shared memory. Two warpgroups, of 64 outputs each, multiply them by
+// all rows of the block. The weights are the operand of 64 rows in every variant, so that rows of inputs are
+// columns of the product, whatever their number.
 //
-// Work is cut into units of 128 outputs by eight K blocks, numbered along k first. Each block computes one
-// contiguous range of units, so that all blocks finish together for any shape. If a tile of outputs is cut
-// between blocks, each block writes its sums, and the last to arrive adds them in the order of k.
+// The chunks of all tiles, numbered along K first, are cut into `parts` contiguous parts of equal size. A
+// segment is the intersection of a part and a tile: its chunks are added one after the other, and then the
+// segments of a tile are added in the order of K. If the work is spread, each block computes one part for
+// all rows, so that all blocks finish together for any shape; segments of a cut tile are written to memory,
+// and the last block to arrive adds them. Otherwise each block computes whole tiles for N rows, one segment
+// after the other, and keeps the total in `out`.
 #include "pack.cuh"
+#include "wgmma.cuh"
 
-// K blocks of a unit.
-constexpr uint32_t UNIT = 8;
+// Threads of the warpgroups that multiply, and of the one whose first warp copies.
+constexpr uint32_t CONSUMERS = 256;
+constexpr uint32_t PRODUCERS = 128;
+// The largest dynamic shared memory of a block.
+constexpr uint32_t SHARED_BYTES = 220 << 10;
 
 struct LinearParams {
     const uint8_t* x;
@@ -28,233 +37,353 @@ struct LinearParams {
     const uint8_t* w;
     const float* w_scales;
     float* out;
-    // [tiles + ctas][8 warps][N][32 lanes]: sums of the parts of cut tiles.
+    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles.
     float4* partials;
-    // [tiles]: the number of parts that have arrived; zero before and after.
+    // [tiles]: the number of segments that have been written; zero before and after.
     uint32_t* counters;
     uint32_t m;
     uint32_t n;
-    uint32_t k;
-    uint32_t k_blocks;
-    // Tiles of 128 outputs.
+    // Rows of a chunk of x in memory, a multiple of 8.
+    uint32_t x_rows;
     uint32_t tiles;
-    // Units per tile.
-    uint32_t units;
-    uint32_t ctas;
+    // Chunks of a tile.
+    uint32_t chunks;
+    uint32_t parts;
+    // Whether each block computes whole tiles.
+    uint32_t whole;
     uint32_t unused;
 };
 static_assert(sizeof(LinearParams) == 88);
 
-DEVICE uint16_t low_half(uint32_t word) { return static_cast<uint16_t>(word); }
-DEVICE uint16_t high_half(uint32_t word) { return static_cast<uint16_t>(word >> 16); }
-
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
 
-template <Type W, Type X, uint32_t N>
-struct Linear {
-    static constexpr uint32_t DEPTH = W == Type::bf16 ? 16 : 32;
-    // 16-bit elements of a row of x in shared memory: a unit, and padding that puts eight rows on different
-    // banks.
-    static constexpr uint32_t STRIDE = UNIT * DEPTH + (W == Type::bf16 ? 16 : 32);
+// Chunks of one tile that are added one after the other, for the rows from `row` on.
+struct Segment {
+    uint32_t tile;
+    uint32_t row;
+    uint32_t begin;
+    uint32_t end;
+};
 
-    // Loads that a warp keeps in flight.
-    static constexpr uint32_t AHEAD = UNIT;
-
+// The segments of a block, in order. Every thread that needs them has its own.
+template <uint32_t N>
+struct Schedule {
     const LinearParams& p;
-    uint16_t* stage;
-    float sums[N][4];
+    // The next chunk of the current range of chunks, and the range's end.
+    uint32_t chunk, stop;
+    // The next tile and rows, if tiles are whole; the rows of a tile follow one another.
+    uint32_t item, row;
 
-    // The number of units, the first unit of a block, and the block that computes a unit.
-    DEVICE_MEMBER uint64_t total() const { return static_cast<uint64_t>(p.tiles) * p.units; }
-    DEVICE_MEMBER uint64_t first_of(uint64_t cta) const { return cta * total() / p.ctas; }
-    DEVICE_MEMBER uint32_t owner_of(uint64_t unit) const {
-        return static_cast<uint32_t>(((unit + 1) * p.ctas - 1) / total());
+    DEVICE_MEMBER uint32_t first_of(uint32_t part) const {
+        return part * (p.tiles * p.chunks) / p.parts;
+    }
+    DEVICE_MEMBER uint32_t part_of(uint32_t at) const {
+        return ((at + 1) * p.parts - 1) / (p.tiles * p.chunks);
+    }
+    DEVICE_MEMBER uint32_t items() const { return p.tiles * ((p.m + N - 1) / N); }
+
+    DEVICE_MEMBER void begin() {
+        chunk = p.whole ? 0 : first_of(blockIdx.x);
+        stop = p.whole ? 0 : first_of(blockIdx.x + 1);
+        item = p.whole ? blockIdx.x : items();
+        row = 0;
     }
 
-    // Copies a unit's inputs of all rows to shared memory, as F16 or BF16; zeros beyond m and k.
-    DEVICE_MEMBER void stage_x(uint32_t unit) {
-        constexpr uint32_t per_load = X == Type::bf16 ? 8 : 16, loads = UNIT * DEPTH / per_load;
-        __syncthreads();
-        for (uint32_t i = threadIdx.x; i < N * 8 * loads; i += blockDim.x) {
-            const uint32_t row = i / loads, at = i % loads * per_load, k = unit * UNIT * DEPTH + at;
-            uint4 halves[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
-            if (row < p.m && k < p.k) {
-                const uint8_t* from = p.x + (static_cast<size_t>(row) * p.k + k) * (X == Type::bf16 ? 2 : 1);
-                const uint4 raw = *reinterpret_cast<const uint4*>(from);
-                if (X == Type::bf16) {
-                    halves[0] = raw;
-                } else {
-                    halves[0] = widen(raw.x, raw.y);
-                    halves[1] = widen(raw.z, raw.w);
-                }
-            }
-            auto* to = reinterpret_cast<uint4*>(stage + row * STRIDE + at);
-            to[0] = halves[0];
-            if (X == Type::e4m3) to[1] = halves[1];
+    // False if there are no more.
+    DEVICE_MEMBER bool next(Segment& segment) {
+        if (chunk == stop) {
+            if (item >= items()) return false;
+            const uint32_t rows = (p.m + N - 1) / N;
+            row = item % rows * N;
+            chunk = item / rows * p.chunks;
+            stop = chunk + p.chunks;
+            item += gridDim.x;
         }
-        __syncthreads();
-    }
-
-    static DEVICE_MEMBER uint4 widen(uint32_t a, uint32_t b) {
-        return make_uint4(f16x2_of_e4m3x2(low_half(a)), f16x2_of_e4m3x2(high_half(a)),
-                          f16x2_of_e4m3x2(low_half(b)), f16x2_of_e4m3x2(high_half(b)));
-    }
-
-    // Two E4M3 codes in the type of x's operand: F16 or BF16. Both are exact.
-    static DEVICE_MEMBER uint32_t pair_of(uint16_t codes) {
-        const uint32_t f16 = f16x2_of_e4m3x2(codes);
-        if (X == Type::e4m3) return f16;
-        return bf16x2(float_of_f16(low_half(f16)), float_of_f16(high_half(f16)));
-    }
-
-    static DEVICE_MEMBER void product(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-        if (X == Type::bf16) {
-            mma_bf16(d, a, b0, b1);
-        } else {
-            mma_f16(d, a, b0, b1);
-        }
-    }
-
-    // Multiplies one K block of 16 outputs by all rows. `block` is its number within the unit.
-    DEVICE_MEMBER void multiply(const uint4& raw, uint32_t block) {
-        const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-        if constexpr (W == Type::bf16) {
-            const uint32_t a[4] = {raw.x, raw.z, raw.y, raw.w};
-#pragma unroll
-            for (uint32_t i = 0; i < N; ++i) {
-                const uint16_t* from = stage + (i * 8 + g) * STRIDE + block * 16 + 4 * t;
-                const auto b = *reinterpret_cast<const uint2*>(from);
-                product(sums[i], a, b.x, b.y);
-            }
-        } else {
-            const uint32_t low[4] = {pair_of(low_half(raw.x)), pair_of(low_half(raw.z)),
-                                     pair_of(high_half(raw.x)), pair_of(high_half(raw.z))};
-            const uint32_t high[4] = {pair_of(low_half(raw.y)), pair_of(low_half(raw.w)),
-                                      pair_of(high_half(raw.y)), pair_of(high_half(raw.w))};
-#pragma unroll
-            for (uint32_t i = 0; i < N; ++i) {
-                const uint16_t* from = stage + (i * 8 + g) * STRIDE + block * 32 + 8 * t;
-                const auto b = *reinterpret_cast<const uint4*>(from);
-                product(sums[i], low, b.x, b.y);
-                product(sums[i], high, b.z, b.w);
-            }
-        }
-    }
-
-    // Computes the units begin..end of one tile.
-    DEVICE_MEMBER void accumulate(uint32_t tile, uint32_t begin, uint32_t end) {
-        const uint32_t warp = threadIdx.x / 32;
-        const size_t tile16 = static_cast<size_t>(tile) * 8 + warp;
-        const auto* w = reinterpret_cast<const uint4*>(p.w) + (tile16 * p.k_blocks) * 32 + lane_id();
-        const uint32_t last = min(end * UNIT, p.k_blocks);
-        const uint4 zero = make_uint4(0, 0, 0, 0);
-        uint4 ahead[AHEAD];
-#pragma unroll
-        for (uint32_t i = 0; i < AHEAD; ++i) {
-            const uint32_t block = begin * UNIT + i;
-            ahead[i] = block < last ? load_once(w + static_cast<size_t>(block) * 32) : zero;
-        }
-        for (uint32_t unit = begin; unit < end; ++unit) {
-            stage_x(unit);
-#pragma unroll
-            for (uint32_t i = 0; i < UNIT; ++i) {
-                const uint4 now = ahead[i % AHEAD];
-                const uint32_t block = unit * UNIT + i + AHEAD;
-                ahead[i % AHEAD] = block < last ? load_once(w + static_cast<size_t>(block) * 32) : zero;
-                multiply(now, i);
-            }
-        }
-    }
-
-    // Scales the sums and stores those within m and n.
-    DEVICE_MEMBER void store(uint32_t tile) {
-        const uint32_t g = lane_id() / 4, t = lane_id() % 4;
-        const uint32_t output = tile * 128 + threadIdx.x / 32 * 16 + g;
-#pragma unroll
-        for (uint32_t i = 0; i < N; ++i) {
-#pragma unroll
-            for (uint32_t j = 0; j < 4; ++j) {
-                const uint32_t n = output + j / 2 * 8, m = i * 8 + 2 * t + j % 2;
-                if (n < p.n && m < p.m) {
-                    const float x_scale = X == Type::bf16 ? 1.0f : p.x_scales[m];
-                    const float w_scale = W == Type::bf16 ? 1.0f : p.w_scales[n];
-                    p.out[static_cast<size_t>(m) * p.n + n] = sums[i][j] * x_scale * w_scale;
-                }
-            }
-        }
-    }
-
-    DEVICE_MEMBER float4* partial(uint32_t tile, uint32_t cta) const {
-        // From one part to the next either the tile or the block increases by one, so that their sum is
-        // unique.
-        const size_t part = static_cast<size_t>(tile) + cta;
-        return p.partials + (part * 8 + threadIdx.x / 32) * N * 32 + lane_id();
-    }
-
-    // Writes this block's part of a tile. The last block to arrive adds all parts and stores the tile.
-    DEVICE_MEMBER void write_part(uint32_t tile, uint32_t first, uint32_t last) {
-        SHARED uint32_t arrived;
-        float4* mine = partial(tile, blockIdx.x);
-#pragma unroll
-        for (uint32_t i = 0; i < N; ++i) {
-            mine[i * 32] = make_float4(sums[i][0], sums[i][1], sums[i][2], sums[i][3]);
-        }
-        __threadfence();
-        __syncthreads();
-        if (threadIdx.x == 0) arrived = atomicAdd(&p.counters[tile], 1u);
-        __syncthreads();
-        if (arrived != last - first) return;
-        __threadfence();
-        clear();
-        for (uint32_t cta = first; cta <= last; ++cta) {
-            const float4* part = partial(tile, cta);
-#pragma unroll
-            for (uint32_t i = 0; i < N; ++i) {
-                const float4 x = load_l2(part + i * 32);
-                sums[i][0] += x.x, sums[i][1] += x.y, sums[i][2] += x.z, sums[i][3] += x.w;
-            }
-        }
-        store(tile);
-        if (threadIdx.x == 0) p.counters[tile] = 0;
-    }
-
-    DEVICE_MEMBER void clear() {
-#pragma unroll
-        for (uint32_t i = 0; i < N; ++i) sums[i][0] = sums[i][1] = sums[i][2] = sums[i][3] = 0.0f;
-    }
-
-    DEVICE_MEMBER void run() {
-        const uint64_t end = first_of(blockIdx.x + 1);
-        for (uint64_t unit = first_of(blockIdx.x); unit < end;) {
-            const auto tile = static_cast<uint32_t>(unit / p.units);
-            const uint64_t start = static_cast<uint64_t>(tile) * p.units;
-            const uint64_t stop = min(end, start + p.units);
-            clear();
-            accumulate(tile, static_cast<uint32_t>(unit - start), static_cast<uint32_t>(stop - start));
-            const uint32_t first = owner_of(start), last = owner_of(start + p.units - 1);
-            if (first == last) {
-                store(tile);
-            } else {
-                write_part(tile, first, last);
-            }
-            unit = stop;
-        }
+        const uint32_t tile = chunk / p.chunks, start = tile * p.chunks;
+        const uint32_t end = min(start + p.chunks, first_of(part_of(chunk) + 1));
+        segment = {tile, row, chunk - start, end - start};
+        chunk = end;
+        return true;
     }
 };
 
-#define LINEAR(name, W, X, N)                                                              \
-    KERNEL(name, LinearParams, 256) {                                                      \
-        Linear<Type::W, Type::X, N> linear{p, reinterpret_cast<uint16_t*>(shared_memory()), {}}; \
-        linear.run();                                                                      \
+template <Type W, Type X, uint32_t N>
+struct Linear {
+    // Chunks of x along K that belong to a chunk of w.
+    static constexpr uint32_t X_CHUNKS = W == Type::e4m3 && X == Type::bf16 ? 2 : 1;
+    static constexpr uint32_t STAGE_BYTES = TILE * CHUNK + X_CHUNKS * N * CHUNK;
+    static constexpr uint32_t STAGES = SHARED_BYTES / STAGE_BYTES < 12 ? SHARED_BYTES / STAGE_BYTES : 12;
+    // Rows of one instruction. 256 rows take two, so that their sums fit in the registers beside the sums of
+    // the instruction.
+    static constexpr uint32_t ROWS = N < 128 ? N : 128;
+    static constexpr uint32_t SUMS = ROWS / 2;
+
+    const LinearParams& p;
+    // Barriers of the stages: inputs have arrived; all warps have read them.
+    uint64_t* full;
+    uint64_t* empty;
+
+    // A position in the ring of stages.
+    struct Place {
+        uint32_t stage = 0;
+        uint32_t parity = 0;
+        DEVICE_MEMBER void advance() {
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
+            parity ^= stage == 0;
+        }
+    };
+
+    static DEVICE_MEMBER unsigned char* stage_at(uint32_t stage) {
+        return tile_memory() + stage * STAGE_BYTES;
     }
+
+    // Copies the chunks of all segments. One thread runs this.
+    DEVICE_MEMBER void produce() const {
+        Schedule<N> schedule{p, 0, 0, 0, 0};
+        schedule.begin();
+        Place place;
+        for (Segment segment; schedule.next(segment);) {
+            // The rows, padded to a multiple of 8: so many exist in memory.
+            const uint32_t x_bytes = min(N, (p.m - segment.row + 7) / 8 * 8) * CHUNK;
+            const size_t first = static_cast<size_t>(segment.tile) * p.chunks + segment.begin;
+            const uint8_t* w = p.w + first * (TILE * CHUNK);
+            const size_t x_stride = static_cast<size_t>(p.x_rows) * CHUNK;
+            const uint8_t* x = p.x + segment.begin * X_CHUNKS * x_stride;
+            x += static_cast<size_t>(segment.row) * CHUNK;
+            for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
+                barrier_wait(&empty[place.stage], place.parity ^ 1);
+                barrier_expect(&full[place.stage], TILE * CHUNK + X_CHUNKS * x_bytes);
+                unsigned char* to = stage_at(place.stage);
+                // A whole tile is read by several blocks at about the same time, from L2.
+                if (p.whole) {
+                    bulk_copy(to, w, TILE * CHUNK, &full[place.stage]);
+                } else {
+                    bulk_copy_once(to, w, TILE * CHUNK, &full[place.stage]);
+                }
+                w += TILE * CHUNK;
+#pragma unroll
+                for (uint32_t i = 0; i < X_CHUNKS; ++i) {
+                    bulk_copy(to + TILE * CHUNK + i * N * CHUNK, x, x_bytes, &full[place.stage]);
+                    x += x_stride;
+                }
+                place.advance();
+            }
+        }
+    }
+
+    // Adds the product of a chunk to `sums`. `group` is the warpgroup.
+    static DEVICE_MEMBER void multiply(const unsigned char* stage, uint32_t group, float (&sums)[N / 2]) {
+        const unsigned char* outputs = stage + group * 64 * CHUNK;
+#pragma unroll
+        for (uint32_t part = 0; part < N / ROWS; ++part) {
+            const unsigned char* rows = stage + TILE * CHUNK + part * ROWS * CHUNK;
+            float products[SUMS];
+            if constexpr (X_CHUNKS == 2) {
+                multiply_widened(outputs, rows, products);
+            } else {
+                const uint64_t a = tile_descriptor(outputs), b = tile_descriptor(rows);
+                wgmma_fence();
+#pragma unroll
+                for (uint32_t step = 0; step < 4; ++step) {
+                    // 32 bytes along K, in the descriptor's unit of 16.
+                    if constexpr (W == Type::e4m3) {
+                        wgmma_e4m3<ROWS>(products, a + 2 * step, b + 2 * step, step != 0);
+                    } else {
+                        wgmma_bf16<ROWS>(products, a + 2 * step, b + 2 * step, step != 0);
+                    }
+                }
+                wgmma_commit();
+                wgmma_wait<0>(products);
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < SUMS; ++i) sums[part * SUMS + i] += products[i];
+        }
+    }
+
+    // E4M3 weights by BF16 inputs: each thread converts its weights of the 64 outputs to BF16, which is
+    // exact.
+    static DEVICE_MEMBER void multiply_widened(const unsigned char* outputs, const unsigned char* rows,
+                                               float (&products)[SUMS]) {
+        const uint32_t warp = threadIdx.x / 32 % 4, g = lane_id() / 4, t = lane_id() % 4;
+        uint32_t a[8][4];
+#pragma unroll
+        for (uint32_t step = 0; step < 8; ++step) {
+#pragma unroll
+            for (uint32_t i = 0; i < 4; ++i) {
+                // Rows g and g + 8 of the warp's 16, elements 2t and 2t + 8 of the step's 16.
+                const uint32_t row = warp * 16 + g + i % 2 * 8, at = step * 16 + 2 * t + i / 2 * 8;
+                const unsigned char* from = outputs + swizzled(row * CHUNK + at);
+                const uint32_t f16 = f16x2_of_e4m3x2(*reinterpret_cast<const uint16_t*>(from));
+                a[step][i] = bf16x2(float_of_f16(static_cast<uint16_t>(f16)),
+                                    float_of_f16(static_cast<uint16_t>(f16 >> 16)));
+            }
+        }
+        wgmma_fence(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]);
+#pragma unroll
+        for (uint32_t step = 0; step < 8; ++step) {
+            const uint64_t b = tile_descriptor(rows + step / 4 * N * CHUNK);
+            wgmma_bf16<ROWS>(products, a[step], b + 2 * (step % 4), step != 0);
+        }
+        wgmma_commit();
+        wgmma_wait<0>(products);
+    }
+
+    DEVICE_MEMBER void consume() const {
+        const uint32_t group = threadIdx.x / 128 - 1;
+        Schedule<N> schedule{p, 0, 0, 0, 0};
+        schedule.begin();
+        Place place;
+        float sums[N / 2];
+        for (Segment segment; schedule.next(segment);) {
+#pragma unroll
+            for (uint32_t i = 0; i < N / 2; ++i) sums[i] = 0.0f;
+            for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
+                barrier_wait(&full[place.stage], place.parity);
+                multiply(stage_at(place.stage), group, sums);
+                if (X_CHUNKS == 2) __syncwarp();
+                if (lane_id() == 0) barrier_arrive(&empty[place.stage]);
+                place.advance();
+            }
+            finish(schedule, segment, sums);
+        }
+    }
+
+    // Adds the segment's sums to those of the tile's earlier segments, and stores the total after the last
+    // one.
+    DEVICE_MEMBER void finish(const Schedule<N>& schedule, const Segment& segment,
+                              float (&sums)[N / 2]) const {
+        const bool first = segment.begin == 0, last = segment.end == p.chunks;
+        if (p.whole || (first && last)) {
+            store(segment, sums, first, last);
+        } else {
+            write_segment(schedule, segment, sums);
+        }
+    }
+
+    // Stores the sums within m and n: unless they are the tile's first, added to what this thread has stored
+    // before; if they are the last, with scales. Sum 4i + 2h + j is of output + 8h and row + 8i + j.
+    DEVICE_MEMBER void store(const Segment& segment, const float (&sums)[N / 2], bool first,
+                             bool last) const {
+        const uint32_t warp = (threadIdx.x - PRODUCERS) / 32;
+        const uint32_t output = segment.tile * TILE + warp * 16 + lane_id() / 4;
+        const uint32_t row = segment.row + lane_id() % 4 * 2;
+        float w_scales[2] = {1.0f, 1.0f};
+#pragma unroll
+        for (uint32_t h = 0; h < 2; ++h) {
+            if (W == Type::e4m3 && last && output + 8 * h < p.n) w_scales[h] = p.w_scales[output + 8 * h];
+        }
+        // As many loads at a time as there are registers for.
+        constexpr uint32_t ROWS_AT_A_TIME = N / 4 < 8 ? N / 4 : 8;
+#pragma unroll
+        for (uint32_t some = 0; some < N / 4; some += ROWS_AT_A_TIME) {
+            float before[ROWS_AT_A_TIME][2];
+            float x_scales[ROWS_AT_A_TIME];
+#pragma unroll
+            for (uint32_t i = 0; i < ROWS_AT_A_TIME; ++i) {
+                const uint32_t m = row + (some + i) / 2 * 8 + i % 2;
+                x_scales[i] = X == Type::e4m3 && last && m < p.m ? p.x_scales[m] : 1.0f;
+#pragma unroll
+                for (uint32_t h = 0; h < 2; ++h) {
+                    const uint32_t n = output + 8 * h;
+                    const bool add = !first && m < p.m && n < p.n;
+                    before[i][h] = add ? p.out[static_cast<size_t>(m) * p.n + n] : 0.0f;
+                }
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < ROWS_AT_A_TIME; ++i) {
+                const uint32_t m = row + (some + i) / 2 * 8 + i % 2;
+#pragma unroll
+                for (uint32_t h = 0; h < 2; ++h) {
+                    const uint32_t n = output + 8 * h;
+                    const float total = before[i][h] + sums[(some + i) / 2 * 4 + 2 * h + i % 2];
+                    if (m < p.m && n < p.n) {
+                        p.out[static_cast<size_t>(m) * p.n + n] = total * x_scales[i] * w_scales[h];
+                    }
+                }
+            }
+        }
+    }
+
+    // The sums of a part's segment of a tile. A part has at most two segments of cut tiles: one from the
+    // tile's start on, and one of a tile that an earlier part starts.
+    DEVICE_MEMBER float4* partial(uint32_t part, bool first) const {
+        const size_t segment = 2 * part + first;
+        return p.partials + segment * (N / 8 * CONSUMERS) + (threadIdx.x - PRODUCERS);
+    }
+
+    // Writes the segment's sums. The last block to arrive adds all segments of the tile and stores the total.
+    DEVICE_MEMBER void write_segment(const Schedule<N>& schedule, const Segment& segment,
+                                     float (&sums)[N / 2]) const {
+        SHARED uint32_t arrived;
+        const uint32_t start = segment.tile * p.chunks;
+        const uint32_t first = schedule.part_of(start), last = schedule.part_of(start + p.chunks - 1);
+        float4* mine = partial(blockIdx.x, segment.begin == 0);
+#pragma unroll
+        for (uint32_t i = 0; i < N / 8; ++i) {
+            mine[i * CONSUMERS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+        }
+        __threadfence();
+        group_sync(1, CONSUMERS);
+        if (threadIdx.x == PRODUCERS) arrived = atomicAdd(&p.counters[segment.tile], 1u);
+        group_sync(1, CONSUMERS);
+        if (arrived != last - first) return;
+        __threadfence();
+        // As many loads at a time as there are registers for.
+        constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
+#pragma unroll
+        for (uint32_t some = 0; some < N / 8; some += LOADS) {
+#pragma unroll
+            for (uint32_t i = 4 * some; i < 4 * (some + LOADS); ++i) sums[i] = 0.0f;
+            for (uint32_t part = first; part <= last; ++part) {
+                const float4* from = partial(part, part == first) + some * CONSUMERS;
+#pragma unroll
+                for (uint32_t i = 0; i < LOADS; ++i) {
+                    const float4 x = load_l2(from + i * CONSUMERS);
+                    float* sum = sums + 4 * (some + i);
+                    sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
+                }
+            }
+        }
+        store(segment, sums, true, true);
+        if (threadIdx.x == PRODUCERS) p.counters[segment.tile] = 0;
+    }
+};
+
+template <Type W, Type X, uint32_t N>
+DEVICE void linear(const LinearParams& p) {
+    using Product = Linear<W, X, N>;
+    SHARED uint64_t full[Product::STAGES];
+    SHARED uint64_t empty[Product::STAGES];
+    if (threadIdx.x == 0) {
+        for (uint32_t stage = 0; stage < Product::STAGES; ++stage) {
+            barrier_init(&full[stage], 1);
+            barrier_init(&empty[stage], CONSUMERS / 32);
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    const Product product{p, full, empty};
+    if (threadIdx.x < PRODUCERS) {
+        registers_lower<56>();
+        if (threadIdx.x == 0) product.produce();
+    } else {
+        registers_raise<224>();
+        product.consume();
+    }
+}
+
+#define LINEAR(name, W, X, N) \
+    KERNEL_ALONE(name##_##N, LinearParams, PRODUCERS + CONSUMERS) { linear<Type::W, Type::X, N>(p); }
 #define LINEAR_VARIANTS(name, W, X) \
-    LINEAR(name##_1, W, X, 1)       \
-    LINEAR(name##_2, W, X, 2)       \
-    LINEAR(name##_4, W, X, 4)       \
-    LINEAR(name##_8, W, X, 8)       \
-    LINEAR(name##_16, W, X, 16)
+    LINEAR(name, W, X, 8)           \
+    LINEAR(name, W, X, 16)          \
+    LINEAR(name, W, X, 32)          \
+    LINEAR(name, W, X, 64)          \
+    LINEAR(name, W, X, 128)
 
 LINEAR_VARIANTS(linear_e4m3, e4m3, e4m3)
+LINEAR(linear_e4m3, e4m3, e4m3, 256)
 LINEAR_VARIANTS(linear_e4m3_bf16, e4m3, bf16)
 LINEAR_VARIANTS(linear_bf16, bf16, bf16)
+LINEAR(linear_bf16, bf16, bf16, 256)

@@ -22,7 +22,7 @@ struct NormParams {
     float eps;
     uint32_t unused;
 };
-static_assert(sizeof(NormParams) == 72);
+static_assert(sizeof(NormParams) == 80);
 
 KERNEL(norm, NormParams, ROW_THREADS) {
     const uint32_t cols = p.cols;

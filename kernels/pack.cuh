@@ -1,19 +1,29 @@
-// The memory layout of a weight matrix [out, in]: tiles of 16 outputs by a K block of 32 (E4M3) or 16 (BF16)
-// inputs, 512 bytes each, with the K blocks of a tile one after the other. Lane l of a warp, g = l / 4 and t
-// = l % 4, owns 16 bytes of each: its 8 (or 4) inputs from 8t (or 4t) on, of output g and then of output g +
-// 8. These are its operands of two (or one) 16-deep products of the tensor cores; the other operand is read
-// with the same permutation of inputs. Outputs are padded with zeros to a multiple of 128, inputs to a whole
-// K block.
+// The memory layout of the operands of products: matrices whose rows run along K, weights [out, in] and
+// inputs [rows, in]. A chunk is 128 bytes of a row along K. A tile of rows is stored chunk by chunk, and in
+// a chunk row by row: [tile][chunk][row][128 bytes]. A tile is 128 outputs of weights, or all rows of
+// inputs. In every group of eight rows the 16-byte pieces of a chunk are exchanged as the tensor cores take
+// them (the 128-byte swizzle): piece i of row r is at place i ^ r % 8. So a copy of a chunk to shared memory
+// is an operand of `wgmma`, without further work.
+//
+// Weights are padded with zeros to whole tiles and chunks. Inputs are padded with zeros to a multiple of 128
+// elements, and to a multiple of 8 rows, whose contents do not matter.
 #pragma once
 
 #include "device.cuh"
 
-// The offset in bytes of (output, input). `k_blocks` is the number of K blocks of a tile.
+constexpr uint32_t CHUNK = 128;
+// Outputs of a tile of weights.
+constexpr uint32_t TILE = 128;
+
+// The offset of a byte of a row. `rows` is the number of rows of a tile, a multiple of 8, and `chunks` that
+// of its chunks.
+DEVICE size_t packed_byte(uint32_t row, uint32_t byte, uint32_t rows, uint32_t chunks) {
+    const size_t chunk = static_cast<size_t>(row / rows) * chunks + byte / CHUNK;
+    return (chunk * rows + row % rows) * CHUNK + (byte % CHUNK ^ row % 8 * 16);
+}
+
+// The offset of a weight.
 template <bool Bf16>
-DEVICE size_t packed_at(uint32_t output, uint32_t input, uint32_t k_blocks) {
-    constexpr uint32_t depth = Bf16 ? 16 : 32, own = depth / 4, bytes = Bf16 ? 2 : 1;
-    const uint32_t tile = output / 16, row = output % 16, block = input / depth, within = input % depth;
-    const uint32_t lane = (row % 8) * 4 + within / own;
-    const size_t start = (static_cast<size_t>(tile) * k_blocks + block) * 512;
-    return start + lane * 16 + row / 8 * 8 + within % own * bytes;
+DEVICE size_t packed_at(uint32_t output, uint32_t input, uint32_t chunks) {
+    return packed_byte(output, input * (Bf16 ? 2 : 1), TILE, chunks);
 }

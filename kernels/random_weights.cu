@@ -18,7 +18,7 @@ struct RandomWeightsParams {
     uint64_t codes[32];
     uint32_t n;
     uint32_t k;
-    uint32_t k_blocks;
+    uint32_t chunks;
     float scale;
 };
 static_assert(sizeof(RandomWeightsParams) == 296);
@@ -55,11 +55,11 @@ KERNEL(random_weights, RandomWeightsParams, 256) {
             (i < 4 ? low : high) |= scaled(code, p.scale) << (16 * (i % 4));
         }
         if (p.scales != nullptr) {
-            *reinterpret_cast<uint64_t*>(p.w + packed_at<false>(output, input, p.k_blocks)) = codes;
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<false>(output, input, p.chunks)) = codes;
             if (input == 0) p.scales[output] = p.scale;
         } else {
-            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input, p.k_blocks)) = low;
-            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input + 4, p.k_blocks)) = high;
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input, p.chunks)) = low;
+            *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input + 4, p.chunks)) = high;
         }
     }
 }

@@ -4,14 +4,15 @@
 // OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows];
 //     one-shot writes this rank's out, two-shot every rank's
 // LAUNCH: any number of blocks; cols alone decides their number of threads, 32 to 512; 4 * cols bytes of
-//     shared memory, or 6 * cols if two-shot; every rank launches the same operations in the same order
+//     shared memory, and if two-shot 2 * cols more, padded to 256; every rank launches the same operations
+//     in the same order
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; two consecutive one-shot launches read
 //     different deltas
 // NUMERICS: F32; each sum starts at 0 and adds the ranks in order; one-shot and two-shot give the same bits,
 //     those of reduce.cu followed by norm.cu
 // COST: per rank over the link: one-shot receives rows * cols * 4 * (ranks - 1) bytes; two-shot receives 1 /
-//     ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for few
-//     rows, then by the link
+//     ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for
+//     few rows, then by the link
 // TWINS: src/comm/local.rs
 #include "peers.cuh"
 #include "row.cuh"
@@ -31,23 +32,22 @@ struct ReduceNormParams {
     uint32_t two_shot;
     float eps;
 };
-static_assert(sizeof(ReduceNormParams) == 392);
+static_assert(sizeof(ReduceNormParams) == 456);
 
 // Writes a row to every rank. The row is quantised in shared memory first, so that each store to another rank
 // has 16 bytes.
 DEVICE void push_row(const ReduceNormParams& p, const float* row, unsigned char* copy, uint32_t index) {
     const Quantised& target = p.out[p.peers.rank];
-    const float scale = quantise_row(row, p.cols, target.kind, target.static_scale, copy);
+    const RowAddress here = {copy, CHUNK, 0};
+    const float scale = quantise_row(row, p.cols, target.kind, target.static_scale, here);
     __syncthreads();
-    const uint32_t bytes = target.kind == 0 ? 2 * p.cols : p.cols;
-    const auto* from = reinterpret_cast<const uint4*>(copy);
-    for (uint32_t i = threadIdx.x; i < bytes / 16; i += blockDim.x) {
-        const uint4 vector = from[i];
+    const uint32_t bytes = padded(p.cols) * (target.kind == 0 ? 2 : 1);
+    for (uint32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
+        const uint4 vector = *reinterpret_cast<const uint4*>(here.at(at));
 #pragma unroll
         for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
             if (rank >= p.peers.count) continue;
-            auto* to = static_cast<unsigned char*>(p.out[rank].values) + static_cast<size_t>(index) * bytes;
-            reinterpret_cast<uint4*>(to)[i] = vector;
+            *reinterpret_cast<uint4*>(row_of(p.out[rank], index).at(at)) = vector;
         }
     }
     if (threadIdx.x < p.peers.count) p.out[threadIdx.x].scales[index] = scale;

@@ -2,20 +2,46 @@
 // shared memory. The order of reductions depends on the block's size alone.
 #pragma once
 
-#include "device.cuh"
+#include "pack.cuh"
 
 // The largest number of threads of a block that computes one row.
 constexpr uint32_t ROW_THREADS = 512;
 
-// The address and type of quantised rows. `kind`: 0 for BF16, 1 for E4M3 with the row's scale amax / 448, 2
-// for E4M3 with `static_scale`.
+// The address and type of quantised rows, in the layout of pack.cuh. `kind`: 0 for BF16, 1 for E4M3 with the
+// row's scale amax / 448, 2 for E4M3 with `static_scale`. `rows` is the number of rows, padded to a multiple
+// of 8.
 struct Quantised {
-    void* values;
+    unsigned char* values;
     float* scales;
     uint32_t kind;
     float static_scale;
+    uint32_t rows;
+    uint32_t unused;
 };
-static_assert(sizeof(Quantised) == 24);
+static_assert(sizeof(Quantised) == 32);
+
+// Elements of a row of `cols` elements with its padding.
+DEVICE uint32_t padded(uint32_t cols) { return (cols + 127) / 128 * 128; }
+
+// Where the chunks of a row are.
+struct RowAddress {
+    unsigned char* first;
+    // Bytes from a chunk to the next.
+    size_t stride;
+    // Exchanges the pieces of a chunk.
+    uint32_t swizzle;
+
+    // The address of a byte of the row.
+    DEVICE_MEMBER unsigned char* at(uint32_t byte) const {
+        return first + byte / CHUNK * stride + (byte % CHUNK ^ swizzle);
+    }
+};
+
+// The address of row `index` of `out`.
+DEVICE RowAddress row_of(const Quantised& out, uint32_t index) {
+    const size_t row = static_cast<size_t>(index) * CHUNK, stride = static_cast<size_t>(out.rows) * CHUNK;
+    return {out.values + row, stride, index % 8 * 16};
+}
 
 // The sum over the block, returned to every thread.
 DEVICE float block_sum(float x) {
@@ -70,13 +96,15 @@ DEVICE void norm_row(float* row, uint32_t cols, float sum, const NormWeights& no
     }
 }
 
-// Quantises a row of shared memory to `to` and returns the scale to every thread. Thread i / 2 modulo the
-// block's size reads element i, and must have written it. `cols` is even.
-DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float static_scale, void* to) {
+// Quantises a row of shared memory to `to`, pads it with zeros, and returns the scale to every thread.
+// Thread i / 2 modulo the block's size reads element i, and must have written it. `cols` is even.
+DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float static_scale,
+                          const RowAddress& to) {
+    const uint32_t pairs = padded(cols) / 2;
     if (kind == 0) {
-        auto* values = static_cast<uint32_t*>(to);
-        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x) {
-            values[i] = bf16x2(row[2 * i], row[2 * i + 1]);
+        for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
+            const uint32_t pair = i < cols / 2 ? bf16x2(row[2 * i], row[2 * i + 1]) : 0;
+            *reinterpret_cast<uint32_t*>(to.at(4 * i)) = pair;
         }
         return 1.0f;
     }
@@ -90,16 +118,15 @@ DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float 
         scale = amax > 1e-30f ? amax / 448.0f : 1.0f;
     }
     const float inverse = 1.0f / scale;
-    auto* codes = static_cast<uint16_t*>(to);
-    for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x)
-        codes[i] = e4m3x2(row[2 * i] * inverse, row[2 * i + 1] * inverse);
+    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
+        const uint16_t codes = i < cols / 2 ? e4m3x2(row[2 * i] * inverse, row[2 * i + 1] * inverse) : 0;
+        *reinterpret_cast<uint16_t*>(to.at(2 * i)) = codes;
+    }
     return scale;
 }
 
 // Quantises a row of shared memory to row `index` of `out`.
 DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uint32_t index) {
-    const size_t start = static_cast<size_t>(index) * cols * (out.kind == 0 ? 2 : 1);
-    unsigned char* to = static_cast<unsigned char*>(out.values) + start;
-    const float scale = quantise_row(row, cols, out.kind, out.static_scale, to);
+    const float scale = quantise_row(row, cols, out.kind, out.static_scale, row_of(out, index));
     if (threadIdx.x == 0) out.scales[index] = scale;
 }

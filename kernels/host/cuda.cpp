@@ -1,14 +1,14 @@
-// The fibers, warps and number formats behind cuda.h, and the entry point through which tests launch kernels.
+// The fibers and warps behind cuda.h, and the entry point through which tests launch kernels.
 //
-// This file accesses no memory of a kernel. It is not instrumented when the kernels are built with the
-// address sanitizer, but it tells that sanitizer of every change of stack.
-#include "cuda.h"
+// The files here are not instrumented when the kernels are built with the address sanitizer: they access
+// little memory of a kernel. They tell that sanitizer of every change of stack.
+#include "fibers.h"
 
-#include <array>
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <utility>
-#include <vector>
+#include <map>
+#include <memory>
 
 #include <sys/mman.h>
 
@@ -26,8 +26,8 @@
 #define SWITCHES
 #endif
 
-// Saves the callee-saved registers on the stack and the stack pointer in *from, and continues at the saved
-// stack `to`.
+// Saves the callee-saved registers on the stack and the stack pointer in *from, and continues at the
+// saved stack `to`.
 extern "C" void octant_switch(void** from, void* to);
 asm(R"(
 .text
@@ -54,83 +54,63 @@ octant_switch:
 namespace host {
 
 constinit thread_local Place place{};
+constinit thread_local Block* block = nullptr;
+constinit thread_local size_t running = 0;
+
+Stack::Stack() {
+    void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    bottom_ = static_cast<unsigned char*>(memory);
+}
+
+Stack::~Stack() {
+    if (bottom_ != nullptr) munmap(bottom_, stack_bytes);
+}
 
 namespace {
 
-constexpr size_t stack_bytes = 256 << 10;
-
-struct Warp {
-    unsigned arrived = 0;
-    uint64_t round = 0;
-    const char* where = nullptr;
-    alignas(16) unsigned char in[32 * stride];
-    alignas(16) unsigned char out[32 * stride];
-};
-
-enum class State { ready, waits_for_block, waits_for_warp, ended };
-
-// A thread's stack.
-class Stack {
-   public:
-    Stack() {
-        void* memory = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (memory == MAP_FAILED) std::abort();
-        bottom_ = static_cast<unsigned char*>(memory);
-    }
-    Stack(Stack&& other) noexcept : bottom_(std::exchange(other.bottom_, nullptr)) {}
-    Stack& operator=(Stack&&) = delete;
-    ~Stack() {
-        if (bottom_ != nullptr) munmap(bottom_, stack_bytes);
-    }
-    unsigned char* bottom() const { return bottom_; }
-
-   private:
-    unsigned char* bottom_;
-};
-
-struct Fiber {
-    void* stack_pointer = nullptr;
-    Stack stack;
-    dim3 thread = {};
-    State state = State::ready;
-    const char* where = nullptr;
-    // The round of the warp's operation that it waits for.
-    uint64_t round = 0;
-    void* fake_stack = nullptr;
-    // ThreadSanitizer's handle of the fiber.
-    void* known_as = nullptr;
-};
-
-struct Block {
-    std::vector<Fiber> fibers;
-    std::vector<Warp> warps;
-    unsigned at_barrier = 0;
-    unsigned ended = 0;
-    // Whether any thread passed true to any_of_block.
-    bool any = false;
-    void (*kernel)(const void*) = nullptr;
-    const void* params = nullptr;
-    const char* name = nullptr;
-};
-
-thread_local Block block;
-thread_local size_t running;
-thread_local void* scheduler_stack_pointer;
+constinit thread_local void* scheduler_stack_pointer = nullptr;
 // The scheduler's own stack, for the sanitizers.
-[[maybe_unused]] thread_local void* scheduler_fake_stack;
-[[maybe_unused]] thread_local const void* scheduler_bottom;
-[[maybe_unused]] thread_local size_t scheduler_size;
-[[maybe_unused]] thread_local void* scheduler_known_as;
+[[maybe_unused]] constinit thread_local void* scheduler_fake_stack = nullptr;
+[[maybe_unused]] constinit thread_local const void* scheduler_bottom = nullptr;
+[[maybe_unused]] constinit thread_local size_t scheduler_size = 0;
+[[maybe_unused]] constinit thread_local void* scheduler_known_as = nullptr;
 
-[[noreturn]] void die(const char* what) {
+void describe(const Fiber& fiber, size_t index, char* text, size_t size) {
+    switch (fiber.state) {
+        case State::ready: std::snprintf(text, size, index == running ? "runs" : "can run"); return;
+        case State::ended: std::snprintf(text, size, "has ended"); return;
+        case State::waits_for_block:
+        case State::waits_for_warp: std::snprintf(text, size, "%s", fiber.where); return;
+        default: describe_async(fiber, index, text, size);
+    }
+}
+
+}  // namespace
+
+void die(const char* what) {
     const dim3 at = place.block;
-    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block.name, at.x, at.y, at.z, what);
-    for (const Fiber& fiber : block.fibers) {
-        const char* state = fiber.state == State::ended ? "has ended" : fiber.where ? fiber.where : "runs";
-        std::fprintf(stderr, "  thread (%u, %u): %s\n", fiber.thread.x, fiber.thread.y, state);
+    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block->name, at.x, at.y, at.z, what);
+    constexpr size_t size = 200;
+    char texts[2][size] = {};
+    const size_t count = block->fibers.size();
+    for (size_t first = 0, i = 0; i < count; ++i) {
+        if (i == first) describe(block->fibers[i], i, texts[0], size);
+        if (i + 1 < count) describe(block->fibers[i + 1], i + 1, texts[1], size);
+        if (i + 1 < count && std::strcmp(texts[0], texts[1]) == 0) continue;
+        std::fprintf(stderr, "  threads %zu to %zu: %s\n", first, i, texts[0]);
+        first = i + 1;
     }
     std::abort();
 }
+
+uint32_t random_below(uint32_t bound) {
+    uint64_t& x = block->random;
+    x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+    return static_cast<uint32_t>((x >> 32) * bound >> 32);
+}
+
+namespace {
 
 // Switches from a fiber to the scheduler.
 SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
@@ -148,7 +128,7 @@ SWITCHES void leave(Fiber& fiber, [[maybe_unused]] bool for_good) {
 
 // Switches from the scheduler to a fiber.
 SWITCHES void enter(size_t index) {
-    Fiber& fiber = block.fibers[index];
+    Fiber& fiber = block->fibers[index];
     running = index;
     place.thread = fiber.thread;
 #if defined(OCTANT_ADDRESS_SANITIZER)
@@ -166,13 +146,13 @@ SWITCHES void enter(size_t index) {
 }
 
 SWITCHES void first_entry() {
-    Fiber& fiber = block.fibers[running];
+    Fiber& fiber = block->fibers[running];
 #if defined(OCTANT_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
 #endif
-    block.kernel(block.params);
+    block->kernel(block->params);
     fiber.state = State::ended;
-    ++block.ended;
+    ++block->ended;
     leave(fiber, true);
     std::abort();
 }
@@ -190,54 +170,65 @@ void prepare(Fiber& fiber, dim3 thread) {
 }
 
 bool ready(const Fiber& fiber, size_t index) {
-    return fiber.state == State::ready ||
-           (fiber.state == State::waits_for_warp && block.warps[index / 32].round > fiber.round);
+    switch (fiber.state) {
+        case State::ready: return true;
+        case State::ended:
+        case State::waits_for_block: return false;
+        case State::waits_for_warp: return block->warps[index / 32].round > fiber.round;
+        default: return async_ready(fiber, index);
+    }
 }
 
 void run_block(bool descending) {
-    const size_t count = block.fibers.size();
-    while (block.ended < count) {
+    const size_t count = block->fibers.size();
+    while (block->ended < count) {
         bool progress = false;
         for (size_t i = 0; i < count; ++i) {
             const size_t index = descending ? count - 1 - i : i;
-            if (ready(block.fibers[index], index)) {
-                block.fibers[index].state = State::ready;
+            if (ready(block->fibers[index], index)) {
+                block->fibers[index].state = State::ready;
                 enter(index);
                 progress = true;
             }
         }
-        if (block.at_barrier > 0 && block.at_barrier + block.ended == count) {
-            if (block.ended > 0) die("a barrier that some threads never reach");
-            block.at_barrier = 0;
-            for (Fiber& fiber : block.fibers) fiber.state = State::ready;
+        if (block->at_barrier > 0 && block->at_barrier + block->ended == count) {
+            if (block->ended > 0) die("a barrier that some threads never reach");
+            block->at_barrier = 0;
+            ++block->meetings;
+            for (Fiber& fiber : block->fibers) fiber.state = State::ready;
             progress = true;
         }
-        if (!progress && block.ended < count) die("a deadlock");
+        progress |= advance_async(!progress, !descending);
+        if (!progress && block->ended < count) die("a deadlock");
     }
 }
 
 }  // namespace
 
-void sync_block(const char* where) {
-    Fiber& fiber = block.fibers[running];
-    fiber.state = State::waits_for_block;
+void wait_as(State state, const char* where) {
+    Fiber& fiber = block->fibers[running];
+    fiber.state = state;
     fiber.where = where;
-    ++block.at_barrier;
     leave(fiber, false);
 }
 
+void sync_block(const char* where) {
+    ++block->at_barrier;
+    wait_as(State::waits_for_block, where);
+}
+
 bool any_of_block(bool says) {
-    block.any |= says;
+    block->any |= says;
     sync_block("__syncthreads_or");
-    const bool any = block.any;
+    const bool any = block->any;
     sync_block("__syncthreads_or");
-    block.any = false;
+    block->any = false;
     sync_block("__syncthreads_or");
     return any;
 }
 
 unsigned char* operand_of_lane(const char* where) {
-    Warp& warp = block.warps[running / 32];
+    Warp& warp = block->warps[running / 32];
     if (warp.arrived > 0 && warp.where != where && std::strcmp(warp.where, where) != 0) {
         die("lanes of a warp at different operations");
     }
@@ -247,143 +238,42 @@ unsigned char* operand_of_lane(const char* where) {
 
 const unsigned char* result_of_lane(const char* where, Collective compute) {
     const size_t index = running;
-    Warp& warp = block.warps[index / 32];
+    Warp& warp = block->warps[index / 32];
     if (++warp.arrived == 32) {
         compute(warp.in, warp.out);
         warp.arrived = 0;
         ++warp.round;
     } else {
-        Fiber& fiber = block.fibers[index];
-        fiber.state = State::waits_for_warp;
-        fiber.where = where;
-        fiber.round = warp.round;
-        leave(fiber, false);
+        block->fibers[index].round = warp.round;
+        wait_as(State::waits_for_warp, where);
     }
     return warp.out + index % 32 * stride;
 }
 
-float float_of_f16(uint16_t bits) {
-    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-    if ((bits & 0x7C00) == 0x7C00) {
-        return __uint_as_float(sign | 0x7F800000 | static_cast<uint32_t>(bits & 0x3FF) << 13);
-    }
-    // The product corrects the bias of the exponent, and is exact for subnormals too.
-    const float magnitude = __uint_as_float(static_cast<uint32_t>(bits & 0x7FFF) << 13) * 0x1p112f;
-    return __uint_as_float(sign | __float_as_uint(magnitude));
-}
-
-uint16_t f16_of(float x) {
-    const _Float16 half = static_cast<_Float16>(x);
-    uint16_t bits;
-    std::memcpy(&bits, &half, sizeof bits);
-    return bits;
-}
-
-uint16_t bf16_of(float x) {
-    const uint32_t bits = __float_as_uint(x);
-    if (std::isnan(x)) return 0x7FFF;
-    return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
 namespace {
 
-float float_of_e4m3(uint8_t code) {
-    const int exponent = (code >> 3) & 15, mantissa = code & 7;
-    float magnitude = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
-                                    : std::ldexp(static_cast<float>(8 + mantissa), exponent - 10);
-    if ((code & 0x7F) == 0x7F) magnitude = NAN;
-    return (code & 0x80) ? -magnitude : magnitude;
-}
-
-std::array<uint16_t, 256> e4m3_in_f16() {
-    std::array<uint16_t, 256> table;
-    for (unsigned code = 0; code < 256; ++code) {
-        table[code] = f16_of(float_of_e4m3(static_cast<uint8_t>(code)));
-    }
-    return table;
-}
-
-}  // namespace
-
-uint16_t f16_of_e4m3(uint8_t code) {
-    static const std::array<uint16_t, 256> table = e4m3_in_f16();
-    return table[code];
-}
-
-uint8_t e4m3_of(float x) {
-    if (std::isnan(x)) return 0x7F;
-    const uint8_t sign = std::signbit(x) ? 0x80 : 0;
-    const float magnitude = std::fmin(std::fabs(x), 448.0f);
-    int exponent;
-    std::frexp(magnitude, &exponent);
-    // The exponent of the last of four significant bits of a value in [2^(e-1), 2^e); for subnormals that of
-    // 2^-6.
-    const int last = std::max(exponent - 4, -9);
-    // nearbyint rounds to nearest even by default.
-    const float units = std::nearbyint(std::ldexp(magnitude, -last));
-    const float rounded = std::ldexp(units, last);
-    if (rounded < std::ldexp(1.0f, -6)) return sign | static_cast<uint8_t>(std::ldexp(rounded, 9));
-    std::frexp(rounded, &exponent);
-    const int mantissa = static_cast<int>(std::ldexp(rounded, 4 - exponent)) - 8;
-    return sign | static_cast<uint8_t>((exponent + 6) << 3 | mantissa);
-}
-
-namespace {
-
-struct MmaOperand {
-    float d[4];
-    uint32_t a[4];
-    uint32_t b[2];
-};
-static_assert(sizeof(MmaOperand) <= stride);
-
-template <bool Bf16>
-inline float half_of(uint32_t pair, unsigned which) {
-    const auto bits = static_cast<uint16_t>(pair >> (16 * which));
-    return Bf16 ? __uint_as_float(static_cast<uint32_t>(bits) << 16) : float_of_f16(bits);
-}
-
-template <bool Bf16>
-void mma_of_warp(const unsigned char* in, unsigned char* out) {
-    float a[16][16], b[16][8], d[16][8];
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        MmaOperand operand;
-        std::memcpy(&operand, in + lane * stride, sizeof operand);
-        const unsigned g = lane / 4, t = lane % 4;
-        for (unsigned i = 0; i < 2; ++i) {
-            a[g][2 * t + i] = half_of<Bf16>(operand.a[0], i);
-            a[g + 8][2 * t + i] = half_of<Bf16>(operand.a[1], i);
-            a[g][2 * t + 8 + i] = half_of<Bf16>(operand.a[2], i);
-            a[g + 8][2 * t + 8 + i] = half_of<Bf16>(operand.a[3], i);
-            b[2 * t + i][g] = half_of<Bf16>(operand.b[0], i);
-            b[2 * t + 8 + i][g] = half_of<Bf16>(operand.b[1], i);
-            d[g][2 * t + i] = operand.d[i];
-            d[g + 8][2 * t + i] = operand.d[2 + i];
+// Dynamic shared memory of blocks, one allocation for each size. It has the exact size, so that the address
+// sanitizer sees an access past its end.
+class SharedMemory {
+   public:
+    // NaN in every type.
+    unsigned char* of_block(size_t bytes) {
+        std::unique_ptr<unsigned char, decltype(&std::free)>& memory =
+            all_.try_emplace(bytes, nullptr, &std::free).first->second;
+        if (memory == nullptr) {
+            void* allocated = nullptr;
+            if (posix_memalign(&allocated, 1024, std::max<size_t>(bytes, 1)) != 0) std::abort();
+            memory.reset(static_cast<unsigned char*>(allocated));
         }
+        std::memset(memory.get(), 0xFF, bytes);
+        return memory.get();
     }
-    // The inner loop is over n, so that it becomes vector instructions. Each sum still runs over k in order.
-    for (unsigned m = 0; m < 16; ++m)
-        for (unsigned k = 0; k < 16; ++k)
-            for (unsigned n = 0; n < 8; ++n) d[m][n] += a[m][k] * b[k][n];
-    for (unsigned lane = 0; lane < 32; ++lane) {
-        const unsigned g = lane / 4, t = lane % 4;
-        const float result[4] = {d[g][2 * t], d[g][2 * t + 1], d[g + 8][2 * t], d[g + 8][2 * t + 1]};
-        std::memcpy(out + lane * stride, result, sizeof result);
-    }
-}
+
+   private:
+    std::map<size_t, std::unique_ptr<unsigned char, decltype(&std::free)>> all_;
+};
 
 }  // namespace
-
-void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    MmaOperand operand;
-    std::memcpy(operand.d, d, sizeof d);
-    std::memcpy(operand.a, a, sizeof a);
-    operand.b[0] = b0;
-    operand.b[1] = b1;
-    operand = bf16 ? collective("mma_bf16", operand, mma_of_warp<true>)
-                   : collective("mma_f16", operand, mma_of_warp<false>);
-    std::memcpy(d, operand.d, sizeof d);
-}
 
 }  // namespace host
 
@@ -400,26 +290,32 @@ struct OctantLaunch {
 
 extern "C" void octant_launch(const OctantLaunch* launch) {
     using namespace host;
-    block.name = launch->name;
-    block.kernel = launch->kernel;
-    block.params = launch->params;
+    static thread_local Block blocks;
+    static thread_local SharedMemory shared;
+    block = &blocks;
+    block->name = launch->name;
+    block->kernel = launch->kernel;
+    block->params = launch->params;
     if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");
-    while (block.fibers.size() < launch->threads) block.fibers.emplace_back();
-    while (block.fibers.size() > launch->threads) block.fibers.pop_back();
-    block.warps.assign(launch->threads / 32, Warp{});
+    while (block->all_fibers.size() < launch->threads) block->all_fibers.emplace_back();
+    block->fibers = std::span(block->all_fibers).first(launch->threads);
+    block->warps.assign(launch->threads / 32, Warp{});
+    block->shared_bytes = launch->shared_bytes;
     place.block_dim = {launch->threads, 1, 1};
     place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     for (uint32_t z = 0; z < launch->grid[2]; ++z)
         for (uint32_t y = 0; y < launch->grid[1]; ++y)
             for (uint32_t x = 0; x < launch->grid[0]; ++x) {
                 place.block = {x, y, z};
-                const size_t shared_bytes = (launch->shared_bytes + 127) / 128 * 128;
-                place.shared = static_cast<unsigned char*>(std::aligned_alloc(128, shared_bytes));
-                std::memset(place.shared, 0xFF, launch->shared_bytes);
-                block.ended = 0;
-                block.at_barrier = 0;
-                for (uint32_t i = 0; i < launch->threads; ++i) prepare(block.fibers[i], {i, 0, 0});
+                place.shared = shared.of_block(launch->shared_bytes);
+                block->ended = 0;
+                block->at_barrier = 0;
+                block->meetings = 0;
+                block->random = 1 + x + (uint64_t{y} << 20) + (uint64_t{z} << 40);
+                for (int i = 0; i < 8; ++i) random_below(1);
+                for (uint32_t i = 0; i < launch->threads; ++i) prepare(block->fibers[i], {i, 0, 0});
+                begin_async();
                 run_block(launch->descending != 0);
-                std::free(place.shared);
+                end_async();
             }
 }

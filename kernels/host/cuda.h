@@ -1,10 +1,10 @@
 // CUDA's execution model on the host, for tests. Kernels compiled by g++ against this header run their blocks
 // one after the other, each thread of a block as a fiber. A fiber runs until it waits at a barrier of the
-// block or for the other lanes of its warp. A wait for a thread that has ended, or lanes that wait at
-// different operations, is an error that is reported and ends the process. Launches of different host threads
-// run concurrently, like those on different GPUs, and access the same memory. Threads of a block start in
-// ascending or descending order, so that a missing barrier shows in one of the two. Shared memory is NaN at
-// the start.
+// block or for the other lanes of its warp, or for an asynchronous operation (async.h). A wait for a thread
+// that has ended, or lanes that wait at different operations, is an error that is reported and ends the
+// process. Launches of different host threads run concurrently, like those on different GPUs, and access the
+// same memory. Threads of a block start in ascending or descending order, so that a missing barrier shows in
+// one of the two. Dynamic shared memory is NaN at the start.
 //
 // Not checked: memory order between blocks, bank conflicts, alignment of vector loads beyond UBSan's checks,
 // and speed.
@@ -21,6 +21,7 @@
     static void name##_body(const Params& p);                                                    \
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
+#define KERNEL_ALONE KERNEL
 // Shared memory is thread-local, because each host thread stands for one GPU.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
@@ -33,7 +34,7 @@
 struct dim3 {
     unsigned x, y, z;
 };
-struct uint2 {
+struct alignas(8) uint2 {
     uint32_t x, y;
 };
 struct alignas(16) uint4 {

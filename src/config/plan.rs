@@ -59,7 +59,7 @@ pub struct PlanArgs {
         value_parser = position_count()
     )]
     pub(crate) max_num_batched_tokens: usize,
-    /// Assume deterministic products, as `octant serve` uses by default; they read the weights once per 128
+    /// Assume deterministic products, as `octant serve` uses by default; they read the weights once per 256
     /// rows
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) deterministic: bool,

@@ -158,13 +158,13 @@ pub struct SimulateArgs {
         help = or_recorded("Element type of the KV cache", name(&SimulationArgs::KV))
     )]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
-    /// Deterministic products, which read the weights once per 128 rows.
+    /// Deterministic products, which read the weights once per 256 rows.
     #[arg(
         long,
         value_name = "BOOL",
         value_parser = boolean,
         help = or_recorded(
-            "Deterministic products, which read the weights once per 128 rows",
+            "Deterministic products, which read the weights once per 256 rows",
             SimulationArgs::DETERMINISTIC
         )
     )]

@@ -14,16 +14,16 @@ pub struct Layout {
     pub head_dim: usize,
     /// KV blocks that the device allocates in addition to those of sequences.
     pub spare_blocks: usize,
-    /// Bytes per element of [`Device::Acts`](super::Device::Acts).
+    /// Rows and elements of a row of [`Device::Acts`](super::Device::Acts) are padded to multiples of these.
+    pub acts: [usize; 2],
+    /// Bytes per element of `Acts`.
     pub act_bytes: usize,
     /// Bytes per element of the largest `Acts`, allocated once.
     pub act_stage: usize,
     /// Rows of a deterministic product that one pass over its weights computes.
     pub pass_rows: usize,
-    /// Scratch of products per padded output feature of the widest matrix, and of `product_tiles` more tiles.
+    /// Scratch of products, whatever the matrices.
     pub product_scratch: usize,
-    /// Additional tiles of `outputs` output features.
-    pub product_tiles: usize,
     /// Scratch of products per tile of `outputs` output features of the widest matrix.
     pub product_counter: usize,
     /// Scratch of attention per element of its output, for each row and for each [`SPLIT_BLOCKS`] cache
@@ -67,13 +67,13 @@ impl Layout {
         scales: 32,
         head_dim: 1,
         spare_blocks: 0,
+        acts: [1, 1],
         // A BF16 bit pattern and the same value as F32.
         act_bytes: 2 + 4,
         // F32 rows of attention before they are quantised.
         act_stage: 4,
         pass_rows: usize::MAX,
         product_scratch: 0,
-        product_tiles: 0,
         product_counter: 0,
         attention_scratch: 0,
         rope_pair: 0,
@@ -91,18 +91,18 @@ impl Layout {
     /// The CUDA device.
     pub const CUDA: Self = Self {
         outputs: 128,
-        // A K block is 32 bytes of a row.
-        inputs: [32, 16],
+        // A chunk is 128 bytes of a row.
+        inputs: [128, 64],
         scales: 1,
         head_dim: 64,
         // The block of padding rows.
         spare_blocks: 1,
+        acts: [8, 128],
         act_bytes: 2,
         act_stage: 0,
-        pass_rows: 128,
-        // One F32 sum for each of the `pass_rows` rows.
-        product_scratch: 4 * 128,
-        product_tiles: 264,
+        pass_rows: 256,
+        // Two tiles of F32 sums for each of 132 blocks.
+        product_scratch: 2 * 132 * 128 * 256 * 4,
         product_counter: 4,
         attention_scratch: 4,
         rope_pair: 4,

@@ -104,7 +104,13 @@ impl StepBytes {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;
         let floats = |rows: usize, cols: usize| product(rows, 4 * cols);
-        let acts = |rows: usize, cols: usize| product(rows, cols * layout.act_bytes + 4);
+        let acts = |rows: usize, cols: usize| {
+            let [padded_rows, padded_cols] = layout.acts;
+            let values =
+                product(padded(rows, padded_rows), cols.next_multiple_of(padded_cols) * layout.act_bytes);
+            // A scale per row.
+            sum([values, product(rows, 4)])
+        };
         // The residual stream, the outputs of attention and MLP, and the normalised input.
         let exchanged = sum([floats(rows, 3 * hidden), acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
@@ -128,6 +134,11 @@ impl StepBytes {
         };
         Self { activations, communication, scratch: scratch(config, layout, room) }
     }
+}
+
+/// `count` rounded up to a multiple, with the limit of [`product`].
+fn padded(count: usize, multiple: usize) -> usize {
+    count.checked_next_multiple_of(multiple).unwrap_or(usize::MAX)
 }
 
 /// Bytes of `count` things of `each` bytes. The counts of a command line may be too large to fit in memory,
@@ -155,13 +166,15 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     let [(_, hidden), (_, attended), _, (_, activated)] = shapes;
     let widest = shapes.into_iter().map(|(out, _)| out).chain([config.vocab]).max().unwrap_or(0);
     let tiles = widest.div_ceil(layout.outputs);
-    let products = (tiles + layout.product_tiles) * layout.outputs * layout.product_scratch
-        + tiles * layout.product_counter;
+    let products = layout.product_scratch + tiles * layout.product_counter;
     let largest = shapes.into_iter().map(|(out, input)| out * input).max().unwrap_or(0);
     let library = if room.deterministic || layout.library_workspace == 0 {
         0
     } else {
-        largest + layout.library_workspace
+        // Room for the largest matrix, and for the inputs of products with as many rows as are measured.
+        let widest = shapes.into_iter().map(|(_, input)| input).max().unwrap_or(0);
+        let inputs = product(room.rows.checked_next_power_of_two().unwrap_or(usize::MAX), widest);
+        sum([largest as u64, inputs, layout.library_workspace as u64])
     };
     let stage = product(room.rows, hidden.max(attended).max(activated)).max((LOGIT_ROWS * hidden) as u64);
     let stage = stage.saturating_mul(layout.act_stage as u64);
@@ -170,7 +183,7 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     let results = product(samples(room.slots), layout.sample_result);
     let sample = sum([layout.sample_row as u64, results, logits as u64]).saturating_mul(LOGIT_ROWS as u64);
     let rope = config.heads.head_dim / 2 * layout.rope_pair;
-    sum([products as u64, library as u64, stage, sample, rope as u64])
+    sum([products as u64, library, stage, sample, rope as u64])
 }
 
 impl<D: Device> Workspace<D> {

@@ -8,6 +8,8 @@ mod cublaslt_linear;
 mod dev;
 #[path = "../device/mod.rs"]
 mod device;
+#[cfg(feature = "host-kernels")]
+mod emulator;
 mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;

@@ -9,7 +9,11 @@
 #include <thread>
 #include <vector>
 
+#include "../../kernels/host/async.cpp"
 #include "../../kernels/host/cuda.cpp"
+#include "../../kernels/host/multiply.cpp"
+#include "../../kernels/host/numbers.cpp"
+#include "../../kernels/host/products.cpp"
 
 #include "../../kernels/gather.cu"
 #include "../../kernels/reduce.cu"
@@ -72,7 +76,8 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     p.peers = peers_of(rank);
     for (uint32_t i = 0; i < ranks; ++i) {
         p.deltas[i] = reinterpret_cast<float4*>(all[i].deltas[turn % 2].data());
-        p.out[i] = {all[i].values.get(), all[i].scales.data(), 1, 1.0f};
+        auto* values = reinterpret_cast<unsigned char*>(all[i].values.get());
+        p.out[i] = {values, all[i].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
     }
     p.residual = reinterpret_cast<float4*>(all[rank].residual.data());
     p.weight = weight.data();
@@ -81,7 +86,7 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     p.last = two_shot ? rows * (rank + 1) / ranks : rows;
     p.two_shot = two_shot;
     p.eps = 1e-5f;
-    launch("reduce_norm", octant_reduce_norm, p, 6 * cols);
+    launch("reduce_norm", octant_reduce_norm, p, 4 * cols + 2 * padded(cols));
 }
 
 void gather(uint32_t rank, uint32_t rows) {
@@ -97,8 +102,10 @@ void gather(uint32_t rank, uint32_t rows) {
 // Reads the reduced rows, like the next operation of a step.
 float read(uint32_t rank, uint32_t rows) {
     float sum = 0.0f;
+    // The only chunk of the rows.
+    static_assert(cols <= CHUNK);
     const auto* codes = reinterpret_cast<const unsigned char*>(all[rank].values.get());
-    for (uint32_t i = 0; i < rows * cols; ++i) sum += static_cast<float>(codes[i]);
+    for (uint32_t i = 0; i < rows * CHUNK; ++i) sum += static_cast<float>(codes[i]);
     for (uint32_t row = 0; row < rows; ++row) sum += all[rank].scales[row];
     return sum;
 }
@@ -137,7 +144,7 @@ int main(int count, char**) {
         }
         rank.whole.resize(max_rows * cols * ranks);
         rank.scales.resize(max_rows);
-        rank.values = std::make_unique<uint4[]>(max_rows * cols * 2 / 16);
+        rank.values = std::make_unique<uint4[]>((max_rows + 7) / 8 * 8 * CHUNK / 16);
     }
     std::vector<float> sums(ranks);
     std::vector<std::thread> threads;

@@ -48,3 +48,8 @@ pub fn random_weights(device: &Dev, weights: &RandomWeights<'_>) -> Result<Matri
 pub fn takes(_matrix: &HostMatrix<'_>, _quant: ActQuant) -> bool {
     true
 }
+
+/// Bound of the error of a product, as a share of the sum of absolute terms: that of summation in F32.
+pub fn rounding(_matrix: &HostMatrix<'_>, _quant: ActQuant) -> f64 {
+    2e-6
+}

@@ -12,7 +12,7 @@ struct ActivationParams {
     cols: u32,
     gated: u32,
 }
-const _: () = assert!(size_of::<ActivationParams>() == 40);
+const _: () = assert!(size_of::<ActivationParams>() == 48);
 
 pub(super) fn run(
     cuda: &Cuda,

@@ -36,7 +36,7 @@ struct AttentionCombineParams {
     v_scale: f32,
     unused: u32,
 }
-const _: () = assert!(size_of::<AttentionCombineParams>() == 64);
+const _: () = assert!(size_of::<AttentionCombineParams>() == 72);
 
 /// Query heads of a tile of `attention_decode`.
 const TILE_HEADS: usize = 16;

@@ -1,6 +1,6 @@
 //! cuBLASLt computes a product of many rows if it was measured to be faster than the `linear` kernel.
-//! `kernels/unpack.cu` runs before it and `kernels/rescale.cu` after it, since the library takes row-major
-//! operands and scales of whole matrices only.
+//! `kernels/unpack.cu` runs before it, once for each operand, and `kernels/rescale.cu` after it, since the
+//! library takes row-major operands and scales of whole matrices only.
 //!
 //! The library sums in another order than `linear`, so a row's bits depend on the number of rows. With these
 //! products a request's tokens may depend on the other requests of a step.
@@ -12,18 +12,19 @@ use serde::{Deserialize, Serialize};
 
 use super::backend::{Algorithm, Product, ProductLibrary, ProductShape};
 use super::driver::Driver;
+use super::matrix::TILE;
 use super::{Acts, Buffer, Cuda, Floats, Launch, Matrix, linear, random_weights};
 use crate::device::{ActQuant, DeviceError, RandomWeights, fp8};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct UnpackParams {
-    w: u64,
+    packed: u64,
     rows: u64,
     n: u32,
     k: u32,
-    k_blocks: u32,
-    unused: u32,
+    tile_rows: u32,
+    chunks: u32,
 }
 const _: () = assert!(size_of::<UnpackParams>() == 32);
 
@@ -72,7 +73,9 @@ pub(super) struct LibraryProducts {
     /// Choices by shape, then by the largest number of rows they are for; `None` is the `linear` kernel.
     choices: BTreeMap<(usize, usize), BTreeMap<usize, Option<Algorithm>>>,
     /// Memory for the largest matrix, row-major.
-    unpacked: Option<Buffer<u8>>,
+    weights: Option<Buffer<u8>>,
+    /// Memory for the inputs of the most rows that were measured, row-major.
+    inputs: Option<Buffer<u8>>,
 }
 
 /// A measured choice in the file.
@@ -104,12 +107,7 @@ impl LibraryProducts {
             return Ok(());
         }
         self.shapes.insert((matrix.out, matrix.input));
-        let bytes = matrix.out * matrix.input;
-        if self.unpacked.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
-            self.unpacked = None;
-            self.unpacked = Some(driver.buffer(bytes)?);
-        }
-        Ok(())
+        grow(driver, &mut self.weights, matrix.out * matrix.input)
     }
 
     /// The library's algorithm for a product, if it is faster than the `linear` kernel.
@@ -144,24 +142,18 @@ pub(super) fn run(
     );
     assert!(!x.bf16 && !w.bf16(), "the library multiplies E4M3 by E4M3");
     out.set_rows(x.rows);
-    let unpacked = products.unpacked.as_ref().expect("a buffer was made with the matrix");
     let scales = w.scales.as_ref().expect("E4M3 has scales");
-    let unpack = UnpackParams {
-        w: w.data.address(),
-        rows: unpacked.address(),
-        n: w.out as u32,
-        k: w.input as u32,
-        k_blocks: w.k_blocks() as u32,
-        unused: 0,
-    };
-    let blocks = BLOCKS.min((w.out.div_ceil(16) * w.k_blocks() * 32).div_ceil(THREADS));
-    let launch = Launch { kernel: "unpack", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
-    // SAFETY: `unpacked` has room for the largest matrix.
-    unsafe { cuda.driver.launch(launch, &unpack) }?;
+    let weights = products.weights.as_ref().expect("a buffer was made with the matrix");
+    let inputs = products.inputs.as_ref().expect("a buffer was made before the choices");
+    let packed = Packed { data: &w.data, rows: w.out, cols: w.input, tile_rows: TILE, chunks: w.chunks() };
+    unpack(cuda, packed, weights)?;
+    let packed =
+        Packed { data: &x.values, rows: x.rows, cols: x.cols, tile_rows: x.chunk_rows(), chunks: x.chunks() };
+    unpack(cuda, packed, inputs)?;
     let product = Product {
         shape: ProductShape { m: x.rows, n: w.out, k: w.input },
-        w: unpacked.address(),
-        x: x.values.address(),
+        w: weights.address(),
+        x: inputs.address(),
         out: out.data.address(),
     };
     let library = cuda.driver.backend().library().expect("choices are made with the library loaded");
@@ -178,6 +170,42 @@ pub(super) fn run(
     let launch = Launch { kernel: "rescale", grid, threads: THREADS as u32, shared: 0 };
     // SAFETY: as above.
     unsafe { cuda.driver.launch(launch, &rescale) }
+}
+
+/// An E4M3 operand in the layout of `kernels/pack.cuh`.
+struct Packed<'a> {
+    data: &'a Buffer<u8>,
+    rows: usize,
+    cols: usize,
+    tile_rows: usize,
+    chunks: usize,
+}
+
+/// Copies an operand to `rows`, row-major.
+fn unpack(cuda: &Cuda, packed: Packed<'_>, rows: &Buffer<u8>) -> Result<(), DeviceError> {
+    let bytes = packed.rows * packed.cols;
+    assert!(bytes <= rows.len(), "{bytes} bytes of an operand, room for {}", rows.len());
+    let params = UnpackParams {
+        packed: packed.data.address(),
+        rows: rows.address(),
+        n: packed.rows as u32,
+        k: packed.cols as u32,
+        tile_rows: packed.tile_rows as u32,
+        chunks: packed.chunks as u32,
+    };
+    let blocks = BLOCKS.min((bytes / 16).div_ceil(THREADS));
+    let launch = Launch { kernel: "unpack", grid: [blocks, 1, 1], threads: THREADS as u32, shared: 0 };
+    // SAFETY: the output has room, as asserted.
+    unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// Makes room for `bytes` bytes.
+fn grow(driver: &Driver, buffer: &mut Option<Buffer<u8>>, bytes: usize) -> Result<(), DeviceError> {
+    if buffer.as_ref().is_none_or(|buffer| buffer.len() < bytes) {
+        *buffer = None;
+        *buffer = Some(driver.buffer(bytes)?);
+    }
+    Ok(())
 }
 
 /// Finds the fastest algorithm for each shape and each number of rows that is a power of two, from
@@ -197,6 +225,10 @@ pub(super) fn tune(cuda: &Cuda, products: &mut LibraryProducts, rows: usize) -> 
     let known = entries.len();
     let buckets = (0..).map(|i| MIN_ROWS << i);
     let most = rows.next_power_of_two();
+    if most >= MIN_ROWS {
+        let widest = products.shapes.iter().map(|(_, input)| *input).max().unwrap_or(0);
+        grow(&cuda.driver, &mut products.inputs, most * widest)?;
+    }
     for rows in buckets.take_while(|bucket| *bucket <= most) {
         for (out, input) in products.shapes.clone() {
             let same = |entry: &TunedProduct| (entry.out, entry.input, entry.rows) == (out, input, rows);
@@ -257,6 +289,7 @@ fn fastest(
 fn inputs(cuda: &Cuda, random: &RandomWeights<'_>) -> Result<Acts, DeviceError> {
     let mut x = Acts::new(&cuda.driver, random.out, random.input)?;
     let _target = x.target(random.out, ActQuant::Fp8PerToken);
+    // Codes of random numbers are random in any order.
     x.values.write(0, &random.codes())?;
     x.scales.write(0, &vec![random.scale; random.out])?;
     Ok(x)

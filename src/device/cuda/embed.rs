@@ -12,7 +12,7 @@ struct EmbedParams {
     scales: u64,
     out: u64,
     cols: u32,
-    k_blocks: u32,
+    chunks: u32,
     first: u32,
     rows: u32,
 }
@@ -36,7 +36,7 @@ pub(super) fn run(
         scales: matrix.scales.as_ref().map_or(0, Buffer::address),
         out: out.data.address(),
         cols: matrix.input as u32,
-        k_blocks: matrix.k_blocks() as u32,
+        chunks: matrix.chunks() as u32,
         first: first as u32,
         rows: matrix.out as u32,
     };

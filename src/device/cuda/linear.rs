@@ -1,6 +1,8 @@
 //! `kernels/linear.cu`.
 
-use super::matrix::TILE;
+use std::ops::Range;
+
+use super::matrix::{CHUNK, TILE};
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
 use crate::device::DeviceError;
 
@@ -16,45 +18,57 @@ struct LinearParams {
     counters: u64,
     m: u32,
     n: u32,
-    k: u32,
-    k_blocks: u32,
+    x_rows: u32,
     tiles: u32,
-    units: u32,
-    ctas: u32,
+    chunks: u32,
+    parts: u32,
+    whole: u32,
     unused: u32,
 }
 const _: () = assert!(size_of::<LinearParams>() == 88);
 
-/// Blocks of a launch: two per multiprocessor of an H100. Fixed, since the order of sums depends on how work
-/// is cut.
-pub(super) const CTAS: usize = 264;
-/// K blocks of a unit of work.
-const UNIT: usize = 8;
-/// Rows of the largest kernel variant. More rows take several passes over the weights.
-const MAX_ROWS: usize = 128;
-const THREADS: usize = 256;
-/// Bytes of scratch per output feature: one F32 sum per row.
-pub(super) const SCRATCH_BYTES: usize = 4 * MAX_ROWS;
+/// Parts that the chunks of all tiles are cut into: one per multiprocessor of an H100. Fixed, since the
+/// order of sums depends on the cuts.
+const PARTS: usize = 132;
+/// Rows of the largest kernel variant.
+pub(super) const MAX_ROWS: usize = 256;
+/// The same for E4M3 weights with BF16 inputs, whose weights take registers.
+const MAX_ROWS_WIDENED: usize = 128;
+const THREADS: usize = 384;
+/// Shared memory for stages: the largest that the kernel asks for, and the largest number of stages.
+const SHARED_BYTES: usize = 220 << 10;
+const MAX_STAGES: usize = 12;
+/// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
+pub(super) const SCRATCH_BYTES: usize = 2 * PARTS * TILE * MAX_ROWS * 4;
 
-/// Partial sums of tiles that are cut between blocks.
+/// Sums of segments of tiles that are cut between blocks.
 #[derive(Debug, Default)]
 pub(super) struct LinearScratch {
-    partials: Option<Buffer<[f32; 4]>>,
-    /// For each tile, the number of parts that have been written.
+    partials: Option<Buffer<f32>>,
+    /// For each tile, the number of segments that have been written.
     counters: Option<Buffer<u32>>,
 }
 
 impl LinearScratch {
     /// Grows the scratch for products with a matrix.
     pub(super) fn grow(&mut self, driver: &Driver, matrix: &Matrix) -> Result<(), DeviceError> {
-        let tiles = matrix.tiles();
-        if self.counters.as_ref().is_none_or(|counters| counters.len() < tiles) {
-            self.counters = Some(driver.buffer(tiles)?);
-            self.partials = None;
-            self.partials = Some(driver.buffer((tiles + CTAS) * TILE * MAX_ROWS / 4)?);
+        if self.counters.as_ref().is_none_or(|counters| counters.len() < matrix.tiles()) {
+            self.counters = Some(driver.buffer(matrix.tiles())?);
+        }
+        if self.partials.is_none() {
+            self.partials = Some(driver.buffer(SCRATCH_BYTES / 4)?);
         }
         Ok(())
     }
+}
+
+/// How blocks divide the work of one launch. Both ways give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Division {
+    /// Each block computes one part of the chunks for all rows.
+    Spread,
+    /// Each block computes whole tiles for [`MAX_ROWS`] rows.
+    Whole,
 }
 
 pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
@@ -67,31 +81,49 @@ pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result
     );
     assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
     out.set_rows(x.rows);
-    for first in (0..x.rows).step_by(MAX_ROWS) {
-        pass(cuda, x, w, out, first..x.rows.min(first + MAX_ROWS))?;
+    let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
+    let most = types.max_rows();
+    match division(w.tiles(), w.chunks(), x.rows.div_ceil(most)) {
+        Division::Whole => launch(cuda, x, w, out, 0..x.rows, Division::Whole),
+        Division::Spread => (0..x.rows)
+            .step_by(most)
+            .try_for_each(|first| launch(cuda, x, w, out, first..x.rows.min(first + most), Division::Spread)),
     }
-    Ok(())
 }
 
-/// One pass over the weights, for a range of rows.
-fn pass(
+/// The faster division of a product whose rows take `passes` passes over the weights if it is spread. The
+/// unit of both estimates is the time of a chunk; they have not been compared with times on a GPU.
+fn division(tiles: usize, chunks: usize, passes: usize) -> Division {
+    // A part writes and reads the sums of two segments, about as many bytes as six chunks; a whole tile has
+    // one or two cuts, and is stored.
+    let spread = passes * ((tiles * chunks).div_ceil(PARTS) + 6);
+    let whole = (tiles * passes).div_ceil(PARTS) * (chunks + 2);
+    if passes > 1 && whole < spread { Division::Whole } else { Division::Spread }
+}
+
+/// Computes some rows of a product.
+fn launch(
     cuda: &Cuda,
     x: &Acts,
     w: &Matrix,
     out: &Floats,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
+    division: Division,
 ) -> Result<(), DeviceError> {
     let scratch = &cuda.scratch().linear;
     let made = "the scratch was grown when the matrix was made";
-    let (variant, most) = variant(rows.len());
-    let (kernel, depth) = match (w.bf16(), x.bf16) {
-        (false, false) => (variant.e4m3, 32),
-        (false, true) => (variant.e4m3_bf16, 32),
-        (true, _) => (variant.bf16, 16),
+    let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
+    let (kernel, most) = types.variant(rows.len());
+    let parts = PARTS.min(w.tiles() * w.chunks());
+    // The kernel computes the cuts in 32 bits.
+    assert!(w.tiles() * w.chunks() <= u32::MAX as usize / PARTS, "a [{}, {}] product", w.out, w.input);
+    let blocks = match division {
+        Division::Spread => parts,
+        Division::Whole => PARTS.min(w.tiles() * rows.len().div_ceil(most)),
     };
-    let units = w.k_blocks().div_ceil(UNIT);
     let params = LinearParams {
-        x: x.values.at(rows.start * x.cols * if x.bf16 { 2 } else { 1 }),
+        // A row is at the same place in every chunk.
+        x: x.values.at(rows.start * CHUNK),
         x_scales: x.scales.at(rows.start),
         w: w.data.address(),
         w_scales: w.scales.as_ref().map_or(0, Buffer::address),
@@ -100,51 +132,56 @@ fn pass(
         counters: scratch.counters.as_ref().expect(made).address(),
         m: rows.len() as u32,
         n: w.out as u32,
-        k: w.input as u32,
-        k_blocks: w.k_blocks() as u32,
+        x_rows: x.chunk_rows() as u32,
         tiles: w.tiles() as u32,
-        units: units as u32,
-        ctas: CTAS.min(w.tiles() * units) as u32,
+        chunks: w.chunks() as u32,
+        parts: parts as u32,
+        whole: u32::from(division == Division::Whole),
         unused: 0,
     };
-    // A row of a unit's inputs has two bytes per element, and padding that puts rows on different banks.
-    let stride = UNIT * depth + if depth == 16 { 16 } else { 32 };
-    let launch = Launch {
-        kernel,
-        grid: [params.ctas as usize, 1, 1],
-        threads: THREADS as u32,
-        shared: most * stride * 2,
-    };
+    let stage = TILE * CHUNK + types.x_chunks() * most * CHUNK;
+    let shared = stage * MAX_STAGES.min(SHARED_BYTES / stage);
+    let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };
     // SAFETY: shapes have been checked, and the scratch was grown for the matrix.
     unsafe { cuda.driver.launch(launch, &params) }
 }
 
-/// The kernels of one maximum of rows, by types of weights and inputs.
-struct Variant {
-    e4m3: &'static str,
-    e4m3_bf16: &'static str,
-    bf16: &'static str,
+/// Element types of a product.
+#[derive(Debug, Clone, Copy)]
+struct Types {
+    w_bf16: bool,
+    x_bf16: bool,
 }
 
-/// The smallest variant that takes `rows` rows, and its maximum of rows.
-fn variant(rows: usize) -> (Variant, usize) {
-    macro_rules! variant {
-        ($n:literal) => {
-            (
-                Variant {
-                    e4m3: concat!("linear_e4m3_", $n),
-                    e4m3_bf16: concat!("linear_e4m3_bf16_", $n),
-                    bf16: concat!("linear_bf16_", $n),
-                },
-                8 * $n,
-            )
-        };
+impl Types {
+    /// Chunks of the inputs that belong to a chunk of the weights.
+    fn x_chunks(self) -> usize {
+        if self.x_bf16 && !self.w_bf16 { 2 } else { 1 }
     }
-    match rows {
-        0..=8 => variant!(1),
-        9..=16 => variant!(2),
-        17..=32 => variant!(4),
-        33..=64 => variant!(8),
-        _ => variant!(16),
+
+    /// Rows of the largest variant.
+    fn max_rows(self) -> usize {
+        if self.x_chunks() == 2 { MAX_ROWS_WIDENED } else { MAX_ROWS }
+    }
+
+    /// The kernel of the smallest variant that takes `rows` rows, or else the largest variant, and its rows.
+    fn variant(self, rows: usize) -> (&'static str, usize) {
+        macro_rules! variant {
+            ($n:literal) => {
+                match (self.w_bf16, self.x_bf16) {
+                    (false, false) => (concat!("linear_e4m3_", $n), $n),
+                    (false, true) => (concat!("linear_e4m3_bf16_", $n), $n),
+                    (true, _) => (concat!("linear_bf16_", $n), $n),
+                }
+            };
+        }
+        match rows.min(self.max_rows()) {
+            0..=8 => variant!(8),
+            9..=16 => variant!(16),
+            17..=32 => variant!(32),
+            33..=64 => variant!(64),
+            65..=128 => variant!(128),
+            _ => variant!(256),
+        }
     }
 }

@@ -6,11 +6,14 @@ use std::sync::{Mutex, PoisonError};
 use super::{Buffer, Driver};
 use crate::device::{DeviceError, HostRows, MatrixData, MatrixShape};
 
-/// Outputs of a unit of work of `linear`. Outputs are padded with zeros to a multiple of this.
+/// Outputs of a tile. Outputs are padded with zeros to a multiple of this.
 pub(super) const TILE: usize = 128;
 
-/// Outputs of a packed tile.
-const ROWS: usize = 16;
+/// Bytes of a chunk of a row.
+pub(super) const CHUNK: usize = 128;
+
+/// Bytes of the pieces of a chunk that the layout exchanges.
+const PIECE: usize = 16;
 
 /// A weight matrix \[out, in\], packed.
 #[derive(Debug)]
@@ -34,7 +37,7 @@ impl Matrix {
             return Err(DeviceError { op: "matrix", message });
         }
         let row_bytes = if bf16 { 2 * input } else { input };
-        let data = driver.buffer(packed_bytes(out, row_bytes))?;
+        let data = driver.buffer(out.div_ceil(TILE) * tile_bytes(row_bytes))?;
         let scales = if bf16 { None } else { Some(driver.buffer(out)?) };
         Ok(Self { out, input, data, scales })
     }
@@ -44,9 +47,9 @@ impl Matrix {
         self.scales.is_none()
     }
 
-    /// The number of K blocks, each 32 bytes of a row.
-    pub(super) fn k_blocks(&self) -> usize {
-        (self.input * if self.bf16() { 2 } else { 1 }).div_ceil(32)
+    /// The number of chunks of a row.
+    pub(super) fn chunks(&self) -> usize {
+        (self.input * if self.bf16() { 2 } else { 1 }).div_ceil(CHUNK)
     }
 
     /// The number of tiles of [`TILE`] outputs.
@@ -55,8 +58,8 @@ impl Matrix {
     }
 }
 
-/// A matrix while its rows are written. Packed rows are copied to the device in whole tiles of 16; rows of a
-/// tile that is not complete wait in `partial`.
+/// A matrix while its rows are written. Packed rows are copied to the device in whole tiles; rows of a tile
+/// that is not complete wait in `partial`.
 #[derive(Debug)]
 pub struct MatrixBuilder {
     matrix: Matrix,
@@ -102,14 +105,14 @@ impl MatrixBuilder {
         let row = |row: usize| &bytes[(row - first) * stride..][..row_bytes];
         let end = first + rows.rows;
         // Rows from `begin` to `rest` are whole tiles; those before and after are parts of tiles.
-        let begin = first.next_multiple_of(ROWS).min(end);
-        let rest = if end == matrix.out { end } else { (end / ROWS * ROWS).max(begin) };
+        let begin = first.next_multiple_of(TILE).min(end);
+        let rest = if end == matrix.out { end } else { (end / TILE * TILE).max(begin) };
         let size = tile_bytes(row_bytes);
-        let mut packed = vec![0; (rest - begin).div_ceil(ROWS) * size];
-        for (tile, start) in packed.chunks_exact_mut(size).zip((begin..rest).step_by(ROWS)) {
-            (start..rest.min(start + ROWS)).for_each(|r| pack_row(row(r), r % ROWS, tile));
+        let mut packed = vec![0; (rest - begin).div_ceil(TILE) * size];
+        for (tile, start) in packed.chunks_exact_mut(size).zip((begin..rest).step_by(TILE)) {
+            (start..rest.min(start + TILE)).for_each(|r| pack_row(row(r), r % TILE, tile));
         }
-        matrix.data.write(begin / ROWS * size, &packed)?;
+        matrix.data.write(begin / TILE * size, &packed)?;
         self.write_partial(first..begin, &row)?;
         self.write_partial(rest..end, &row)
     }
@@ -120,16 +123,16 @@ impl MatrixBuilder {
         rows: std::ops::Range<usize>,
         row: &impl Fn(usize) -> &'a [u8],
     ) -> Result<(), DeviceError> {
-        let (tile, count) = (rows.start / ROWS, rows.len());
+        let (tile, count) = (rows.start / TILE, rows.len());
         if count == 0 {
             return Ok(());
         }
         let size = tile_bytes(row(rows.start).len());
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = partial.entry(tile).or_insert_with(|| PartialTile { packed: vec![0; size], rows: 0 });
-        rows.for_each(|r| pack_row(row(r), r % ROWS, &mut entry.packed));
+        rows.for_each(|r| pack_row(row(r), r % TILE, &mut entry.packed));
         entry.rows += count;
-        if entry.rows == ROWS.min(self.matrix.out - tile * ROWS) {
+        if entry.rows == TILE.min(self.matrix.out - tile * TILE) {
             self.matrix.data.write(tile * size, &entry.packed)?;
             partial.remove(&tile);
         }
@@ -149,23 +152,17 @@ impl MatrixBuilder {
     }
 }
 
-/// Bytes of a packed matrix of `out` rows of `row_bytes` bytes.
-fn packed_bytes(out: usize, row_bytes: usize) -> usize {
-    out.next_multiple_of(TILE) / 16 * tile_bytes(row_bytes)
-}
-
-/// Bytes of 16 packed rows.
+/// Bytes of a tile of rows of `row_bytes` bytes.
 fn tile_bytes(row_bytes: usize) -> usize {
-    row_bytes.div_ceil(32) * 512
+    row_bytes.div_ceil(CHUNK) * CHUNK * TILE
 }
 
-/// Copies a row to its tile, in groups of 8 bytes.
+/// Copies a row to its tile.
 fn pack_row(row: &[u8], index: usize, tile: &mut [u8]) {
-    let start = index % 8 * 64 + index / 8 * 8;
-    for (block, part) in row.chunks(32).enumerate() {
-        for (t, piece) in part.chunks(8).enumerate() {
-            let at = start + block * 512 + t * 16;
-            tile[at..at + piece.len()].copy_from_slice(piece);
+    for (chunk, part) in row.chunks(CHUNK).enumerate() {
+        let to = &mut tile[(chunk * TILE + index) * CHUNK..][..CHUNK];
+        for (i, piece) in part.chunks(PIECE).enumerate() {
+            to[(i ^ (index % 8)) * PIECE..][..piece.len()].copy_from_slice(piece);
         }
     }
 }

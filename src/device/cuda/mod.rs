@@ -63,14 +63,12 @@ const HEAD_DIM: usize = 64;
 
 // The memory plan relies on these constants.
 const _: () = {
-    let Layout { outputs, head_dim, product_scratch, product_tiles, sample_row, sample_result, .. } =
-        Layout::CUDA;
+    let Layout { outputs, head_dim, inputs, sample_row, sample_result, .. } = Layout::CUDA;
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
-    assert!(
-        product_scratch == 4 * Layout::CUDA.pass_rows
-            && product_scratch == linear::SCRATCH_BYTES
-            && product_tiles == linear::CTAS
-    );
+    assert!(inputs[0] == matrix::CHUNK && inputs[1] == matrix::CHUNK / 2);
+    assert!(Layout::CUDA.acts[0] == row::ROWS && Layout::CUDA.acts[1] == row::COLS);
+    assert!(Layout::CUDA.pass_rows == linear::MAX_ROWS);
+    assert!(Layout::CUDA.product_scratch == linear::SCRATCH_BYTES);
     assert!(sample_row == sample::ROW_BYTES && sample_result == sample::RESULT_BYTES);
     assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);
 };

@@ -17,7 +17,7 @@ struct NormParams {
     eps: f32,
     unused: u32,
 }
-const _: () = assert!(size_of::<NormParams>() == 72);
+const _: () = assert!(size_of::<NormParams>() == 80);
 
 pub(super) fn run(
     cuda: &Cuda,

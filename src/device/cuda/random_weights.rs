@@ -12,7 +12,7 @@ struct RandomWeightsParams {
     codes: [u64; 32],
     n: u32,
     k: u32,
-    k_blocks: u32,
+    chunks: u32,
     scale: f32,
 }
 const _: () = assert!(size_of::<RandomWeightsParams>() == 296);
@@ -36,7 +36,7 @@ pub(super) fn run(cuda: &Cuda, weights: &RandomWeights<'_>) -> Result<Matrix, De
         codes,
         n: matrix.out as u32,
         k: matrix.input as u32,
-        k_blocks: matrix.k_blocks() as u32,
+        chunks: matrix.chunks() as u32,
         scale: weights.scale,
     };
     let blocks = BLOCKS.min((weights.out * weights.input / 8).div_ceil(THREADS));

@@ -22,7 +22,7 @@ struct ReduceNormParams {
     two_shot: u32,
     eps: f32,
 }
-const _: () = assert!(size_of::<ReduceNormParams>() == 392);
+const _: () = assert!(size_of::<ReduceNormParams>() == 456);
 
 impl Peers {
     /// residual += Σ over ranks of delta; out = quant(norm(residual)), all rows on every rank. `out` is
@@ -65,7 +65,7 @@ impl Peers {
             kernel: "reduce_norm",
             grid: [self.blocks(own.len()), 1, 1],
             threads: row::threads(cols),
-            shared: if two_shot { 6 * cols } else { 4 * cols },
+            shared: 4 * cols + if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { 0 },
         };
         // SAFETY: shapes have been checked and are the same on every rank; the group keeps shared buffers
         // alive.

@@ -1,5 +1,6 @@
 //! Inputs of products, in the form that `kernels/row.cuh` writes.
 
+use super::matrix::CHUNK;
 use super::{Buffer, Driver};
 use crate::device::{ActQuant, DeviceError};
 
@@ -9,10 +10,16 @@ pub(super) fn threads(cols: usize) -> u32 {
     (cols as u32 / 2).next_multiple_of(32).clamp(32, 512)
 }
 
+/// Rows are padded to a multiple of this, with any contents.
+pub(super) const ROWS: usize = 8;
+/// Elements of a row are padded with zeros to a multiple of this.
+pub(super) const COLS: usize = 128;
+
 /// Columns of the longest row that fits a block's shared memory.
 pub(super) const MAX_COLS: usize = 56_000;
 
-/// Inputs of products \[rows, cols\]: BF16, or E4M3 with a scale per row.
+/// Inputs of products \[rows, cols\]: BF16, or E4M3 with a scale per row, in the layout of
+/// `kernels/pack.cuh`.
 #[derive(Debug)]
 pub struct Acts {
     pub(super) rows: usize,
@@ -32,8 +39,10 @@ pub(super) struct Quantised {
     scales: u64,
     kind: u32,
     static_scale: f32,
+    rows: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<Quantised>() == 24);
+const _: () = assert!(size_of::<Quantised>() == 32);
 
 impl Quantised {
     /// Returns the same storage format with its values and scales at other addresses.
@@ -44,7 +53,8 @@ impl Quantised {
 
 impl Acts {
     pub(super) fn new(driver: &Driver, rows: usize, cols: usize) -> Result<Self, DeviceError> {
-        let (values, scales) = (driver.buffer(rows * cols * 2)?, driver.buffer(rows)?);
+        let bytes = rows.next_multiple_of(ROWS) * cols.next_multiple_of(COLS) * 2;
+        let (values, scales) = (driver.buffer(bytes)?, driver.buffer(rows)?);
         Ok(Self { rows: 0, cols, values, scales, bf16: false })
     }
 
@@ -59,6 +69,23 @@ impl Acts {
             ActQuant::Fp8PerToken => (1, 1.0),
             ActQuant::Fp8Static(scale) => (2, scale),
         };
-        Quantised { values: self.values.address(), scales: self.scales.address(), kind, static_scale }
+        Quantised {
+            values: self.values.address(),
+            scales: self.scales.address(),
+            kind,
+            static_scale,
+            rows: self.chunk_rows() as u32,
+            unused: 0,
+        }
+    }
+
+    /// Rows of a chunk in memory.
+    pub(super) fn chunk_rows(&self) -> usize {
+        self.rows.next_multiple_of(ROWS)
+    }
+
+    /// The number of chunks of a row.
+    pub(super) fn chunks(&self) -> usize {
+        self.cols.next_multiple_of(COLS) * if self.bf16 { 2 } else { 1 } / CHUNK
     }
 }

@@ -19,8 +19,8 @@ fn all_reduce_times_are_interpolated() {
 #[test]
 fn deterministic_products_read_the_weights_once_per_pass() {
     let once = cost(KvDtype::Fp8, h100());
-    let passes = once.clone().in_passes_of(128);
-    for (rows, times) in [(1, 1.0), (128, 1.0), (129, 2.0), (512, 4.0)] {
+    let passes = once.clone().in_passes_of(256);
+    for (rows, times) in [(1, 1.0), (256, 1.0), (257, 2.0), (1024, 4.0)] {
         let ratio = decode(&passes, rows, 64).weights / decode(&once, rows, 64).weights;
         assert!((ratio - times).abs() < 1e-9, "{rows}: {ratio}");
     }
@@ -54,7 +54,7 @@ fn bf16_has_twice_the_bytes_and_half_the_rate() {
 
 #[test]
 fn a_larger_step_takes_longer() {
-    let cost = cost(KvDtype::Fp8, h100()).in_passes_of(128);
+    let cost = cost(KvDtype::Fp8, h100()).in_passes_of(256);
     let mut before = 0.0;
     for batch in 1..=300 {
         let total = decode(&cost, batch, 1000).total();

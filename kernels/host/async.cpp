@@ -1,0 +1,290 @@
+// Barriers in shared memory, bulk copies, barriers of a group of threads, and numbers of registers.
+#include "async.h"
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "fibers.h"
+
+namespace host {
+
+namespace {
+
+// The upper half of the word of an initialised barrier; the lower half is its index.
+constexpr uint64_t barrier_mark = 0xBA221E55ull << 32;
+// The largest numbers of arrivals and of bytes of a phase.
+constexpr int64_t most_pending = (1 << 20) - 1;
+
+struct Barrier {
+    uint64_t* word;
+    uint32_t arrivals;
+    // Arrivals and bytes that the current phase waits for.
+    uint32_t pending;
+    int64_t bytes;
+    // The number of completed phases.
+    uint64_t phase;
+    // The thread that initialised it, when, and whether copies see that.
+    size_t thread;
+    uint64_t meeting;
+    bool fenced;
+};
+
+struct Copy {
+    unsigned char* to;
+    const unsigned char* from;
+    uint32_t bytes;
+    size_t barrier;
+};
+
+// A barrier of some of the block's warps.
+struct Group {
+    uint32_t threads = 0;
+    uint32_t arrived = 0;
+    uint64_t round = 0;
+};
+
+struct Async {
+    std::vector<Barrier> barriers;
+    std::vector<Copy> copies;
+    std::array<Group, 16> groups;
+    // Registers of each thread; 0 before any change.
+    std::vector<uint32_t> registers;
+    bool registers_change = false;
+};
+
+Async& async() {
+    static thread_local Async instance;
+    return instance;
+}
+
+void settle(Barrier& barrier) {
+    if (barrier.pending > 0 || barrier.bytes != 0) return;
+    ++barrier.phase;
+    barrier.pending = barrier.arrivals;
+}
+
+// The index of an initialised barrier.
+size_t index_of(const uint64_t* word) {
+    if (reinterpret_cast<uintptr_t>(word) % 8 != 0) die("a barrier that is not aligned to 8 bytes");
+    const size_t index = *word & 0xFFFFFFFF;
+    const std::vector<Barrier>& barriers = async().barriers;
+    if ((*word ^ barrier_mark) >> 32 != 0 || index >= barriers.size() || barriers[index].word != word) {
+        die("a barrier that was not initialised in this block, or was overwritten");
+    }
+    const Barrier& barrier = barriers[index];
+    if (barrier.thread != running && barrier.meeting == block->meetings) {
+        die("a barrier is used before the __syncthreads after its initialisation");
+    }
+    return index;
+}
+
+void arrive(Barrier& barrier) {
+    if (barrier.pending == 0) die("more arrivals at a barrier than it expects");
+    --barrier.pending;
+    settle(barrier);
+}
+
+// Copies what the copy at an index was to copy.
+void land(size_t index) {
+    std::vector<Copy>& copies = async().copies;
+    const Copy copy = copies[index];
+    copies[index] = copies.back();
+    copies.pop_back();
+    for (uint32_t i = 0; i < copy.bytes; i += 8) {
+        uint64_t word;
+        std::memcpy(&word, copy.to + i, sizeof word);
+        if (word != ~uint64_t{0}) die("a thread wrote to the target of a copy in flight");
+    }
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    Barrier& barrier = async().barriers[copy.barrier];
+    barrier.bytes -= copy.bytes;
+    settle(barrier);
+}
+
+bool overlaps(const unsigned char* a, size_t a_bytes, const unsigned char* b, size_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+
+}  // namespace
+
+bool is_in_flight(const unsigned char* from, size_t bytes) {
+    for (const Copy& copy : async().copies) {
+        if (overlaps(from, bytes, copy.to, copy.bytes)) return true;
+    }
+    return false;
+}
+
+void begin_async() {
+    Async& all = async();
+    all.barriers.clear();
+    all.copies.clear();
+    all.groups = {};
+    if (all.registers_change || all.registers.size() != block->fibers.size()) {
+        all.registers.assign(block->fibers.size(), 0);
+    }
+    all.registers_change = false;
+    begin_products();
+}
+
+bool advance_async(bool stuck, bool late) {
+    const bool products = products_are_ready();
+    const size_t copies = async().copies.size();
+    if (!products && copies == 0) return false;
+    if (!stuck && (late || random_below(16) > 0)) return false;
+    // A product that runs before a copy lands reads NaN if it should have waited for the copy, or if the copy
+    // overwrites its operands.
+    if (products && (late || copies == 0 || random_below(8) > 0)) {
+        run_products();
+    } else {
+        land(random_below(static_cast<uint32_t>(copies)));
+    }
+    return true;
+}
+
+namespace {
+
+void check_registers() {
+    const Async& all = async();
+    if (!all.registers_change) return;
+    const size_t threads = block->fibers.size();
+    if (threads % warpgroup_threads != 0) die("numbers of registers in a block without whole warpgroups");
+    uint32_t sum = 0;
+    for (size_t i = 0; i < threads; ++i) {
+        const uint32_t own = all.registers[i], first = all.registers[i - i % warpgroup_threads];
+        if (own != first) die("threads of a warpgroup with different numbers of registers");
+        sum += own != 0 ? own : 65536 / static_cast<uint32_t>(threads) / 8 * 8;
+    }
+    if (sum > 65536) die("more registers than a multiprocessor has");
+}
+
+}  // namespace
+
+void end_async() {
+    if (!async().copies.empty()) die("a block ended while copies were in flight");
+    for (const Barrier& barrier : async().barriers) {
+        if (barrier.bytes != 0) die("a block ended with a barrier that expects other bytes than were copied");
+    }
+    check_registers();
+    end_products();
+}
+
+bool async_ready(const Fiber& fiber, size_t index) {
+    switch (fiber.state) {
+        case State::waits_for_group: return async().groups[fiber.barrier].round > fiber.round;
+        case State::waits_for_barrier: return (async().barriers[fiber.barrier].phase & 1) != fiber.round;
+        default: return products_have_run(index, fiber.round);
+    }
+}
+
+void describe_async(const Fiber& fiber, size_t index, char* text, size_t size) {
+    if (async_ready(fiber, index)) {
+        std::snprintf(text, size, "can run");
+    } else if (fiber.state == State::waits_for_group) {
+        const Group& group = async().groups[fiber.barrier];
+        std::snprintf(text, size, "group_sync of id %zu: %u of %u threads have arrived", fiber.barrier,
+                      group.arrived, group.threads);
+    } else if (fiber.state == State::waits_for_barrier) {
+        const Barrier& barrier = async().barriers[fiber.barrier];
+        std::snprintf(text, size,
+                      "barrier_wait for parity %u of barrier %zu, whose phase %llu lacks %u of %u arrivals "
+                      "and %lld bytes",
+                      static_cast<unsigned>(fiber.round), fiber.barrier,
+                      static_cast<unsigned long long>(barrier.phase), barrier.pending, barrier.arrivals,
+                      static_cast<long long>(barrier.bytes));
+    } else {
+        std::snprintf(text, size, "%s for %llu groups", fiber.where,
+                      static_cast<unsigned long long>(fiber.round));
+    }
+}
+
+void set_registers(uint32_t registers, bool raises) {
+    Async& all = async();
+    const uint32_t now = all.registers[running] != 0
+                             ? all.registers[running]
+                             : 65536 / static_cast<uint32_t>(block->fibers.size()) / 8 * 8;
+    if (raises && registers < now) die("registers_raise to fewer registers than the thread has");
+    if (!raises && registers > now) die("registers_lower to more registers than the thread has");
+    all.registers[running] = registers;
+    all.registers_change = true;
+}
+
+}  // namespace host
+
+void barrier_init(uint64_t* word, uint32_t arrivals) {
+    using namespace host;
+    if (reinterpret_cast<uintptr_t>(word) % 8 != 0) die("a barrier that is not aligned to 8 bytes");
+    if (arrivals == 0 || arrivals > most_pending) die("a barrier for no arrivals or too many");
+    std::vector<Barrier>& barriers = async().barriers;
+    for (const Barrier& barrier : barriers) {
+        if (barrier.word == word) die("a barrier is initialised twice");
+    }
+    *word = barrier_mark | barriers.size();
+    barriers.push_back({word, arrivals, arrivals, 0, 0, running, block->meetings, false});
+}
+
+void barrier_init_fence() {
+    using namespace host;
+    for (Barrier& barrier : async().barriers) {
+        if (barrier.thread == running) barrier.fenced = true;
+    }
+}
+
+void barrier_arrive(uint64_t* word) {
+    using namespace host;
+    arrive(async().barriers[index_of(word)]);
+}
+
+void barrier_expect(uint64_t* word, uint32_t bytes) {
+    using namespace host;
+    Barrier& barrier = async().barriers[index_of(word)];
+    barrier.bytes += bytes;
+    if (barrier.bytes > most_pending) die("a barrier that expects more bytes than it can count");
+    arrive(barrier);
+}
+
+void barrier_wait(uint64_t* word, uint32_t parity) {
+    using namespace host;
+    if (parity > 1) die("a parity that is neither 0 nor 1");
+    const size_t index = index_of(word);
+    if ((async().barriers[index].phase & 1) != parity) return;
+    Fiber& fiber = block->fibers[running];
+    fiber.barrier = index;
+    fiber.round = parity;
+    wait_as(State::waits_for_barrier, "barrier_wait");
+}
+
+void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* word) {
+    using namespace host;
+    auto* to = static_cast<unsigned char*>(shared_to);
+    const auto* from = static_cast<const unsigned char*>(global_from);
+    const size_t index = index_of(word);
+    if (!async().barriers[index].fenced) die("a copy with a barrier that barrier_init_fence did not follow");
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
+    if (bits % 16 != 0 || bytes == 0) die("a copy that is not of whole, aligned pieces of 16 bytes");
+    if (to < place.shared || to + bytes > place.shared + block->shared_bytes) {
+        die("a copy to outside of the block's dynamic shared memory");
+    }
+    if (is_in_flight(to, bytes)) die("a copy into the target of a copy in flight");
+    std::memset(to, 0xFF, bytes);
+    async().copies.push_back({to, from, bytes, index});
+}
+
+void group_sync(uint32_t id, uint32_t threads) {
+    using namespace host;
+    if (id < 1 || id > 15) die("group_sync with an id that is not 1 to 15");
+    if (threads == 0 || threads % 32 != 0 || threads > block->fibers.size()) {
+        die("group_sync of a number of threads that is not of whole warps of the block");
+    }
+    Group& group = async().groups[id];
+    if (group.arrived > 0 && group.threads != threads) die("group_sync with different numbers of threads");
+    group.threads = threads;
+    if (++group.arrived == threads) {
+        group.arrived = 0;
+        ++group.round;
+        return;
+    }
+    Fiber& fiber = block->fibers[running];
+    fiber.barrier = id;
+    fiber.round = group.round;
+    wait_as(State::waits_for_group, "group_sync");
+}
