@@ -8,7 +8,8 @@
 // NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
 //     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
 //     not depend on the other rows; bounds in tests/gpu/dev.rs
-// COST: bytes of w, of which a block has up to 200 KB in flight; bound by memory up to about 200 rows
+// COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
+//     L2; by estimate bound by memory up to 256 rows, by L2 beyond: kernels/README.md has the counts
 // TWINS: src/device/cpu/linear/mod.rs
 //
 // A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights

@@ -74,7 +74,7 @@ pub(crate) struct DeviceArgs {
 /// Simulated GPUs and recordings.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub(crate) struct SimulationArgs {
-    /// Simulated GPU: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
+    /// Simulated GPU: h100-80gb, h200-141gb, h100-nvl, or a .toml file like models/h100-80gb.toml
     #[arg(long, env = "OCTANT_GPU", value_name = "NAME", default_value = Hardware::H100)]
     pub(crate) gpu: String,
     /// Directory with the config.json of the simulated model, or its name ORG/NAME[@REVISION]; --model

@@ -25,7 +25,7 @@ pub struct PlanArgs {
         visible_alias = "tensor-parallel-size"
     )]
     pub(crate) tp: usize,
-    /// GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml
+    /// GPU model: h100-80gb, h200-141gb, h100-nvl, or a .toml file like models/h100-80gb.toml
     #[arg(long, value_name = "NAME|FILE.toml", default_value = Hardware::H100)]
     pub(crate) gpu: String,
     /// Fraction of the memory that is free when a server starts, for weights, workspace and KV cache

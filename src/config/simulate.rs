@@ -139,7 +139,7 @@ pub struct SimulateArgs {
         long,
         value_name = "NAME",
         help = or_recorded(
-            "GPU model: h100-80gb, or a .toml file in the format of models/h100-80gb.toml",
+            "GPU model: h100-80gb, h200-141gb, h100-nvl, or a .toml file like models/h100-80gb.toml",
             Hardware::H100
         )
     )]
@@ -158,13 +158,13 @@ pub struct SimulateArgs {
         help = or_recorded("Element type of the KV cache", name(&SimulationArgs::KV))
     )]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
-    /// Deterministic products, which read the weights once per 256 rows.
+    /// Deterministic products, without cuBLASLt.
     #[arg(
         long,
         value_name = "BOOL",
         value_parser = boolean,
         help = or_recorded(
-            "Deterministic products, which read the weights once per 256 rows",
+            "Deterministic products, without cuBLASLt",
             SimulationArgs::DETERMINISTIC
         )
     )]

@@ -1,14 +1,20 @@
 //! The figures of one GPU: memory, bandwidth, arithmetic and all-reduce times, from a TOML file as in
 //! `models/`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
+use super::figures::{Efficiency, Figure, Kernel, Limit, Origin, Source, TermOrigin};
 use crate::model::LoadError;
 
 /// The built-in file of the GPU of a DGX H100.
 const H100_80GB: &str = include_str!("../../models/h100-80gb.toml");
+/// The same with more and faster memory.
+const H200_141GB: &str = include_str!("../../models/h200-141gb.toml");
+/// A card for PCIe slots.
+const H100_NVL: &str = include_str!("../../models/h100-nvl.toml");
 
 /// One of eight GPUs that are connected to one another. The TOML file names the source of each value.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -27,37 +33,68 @@ pub struct Hardware {
     /// Last-level cache in bytes. Intermediate results that fit are not read from memory. Default: 0.
     #[serde(default)]
     pub cache: f64,
-    /// Memory bandwidth in bytes per second.
+    /// Memory bandwidth in bytes per second. Kernels reach shares of this and the next three rates.
     pub read: f64,
-    /// FLOP per second of FP8 matrix products with many rows.
+    /// Bytes per second that all multiprocessors together copy from L2.
+    pub l2: f64,
+    /// FLOP per second of the tensor cores with E4M3 inputs.
     pub products: f64,
-    /// FLOP per second of attention over a prompt.
+    /// FLOP per second of the tensor cores with F16 inputs, which attention uses.
     pub attention: f64,
+    /// Seconds of a launch of a product beyond its copies and arithmetic.
+    pub launch: f64,
     /// Seconds per step that no other term covers.
     pub step_overhead: f64,
     /// Seconds per layer that no other term covers.
     pub layer_overhead: f64,
     /// All-reduce times as pairs (bytes, seconds), in ascending order of bytes.
     pub all_reduce: Vec<(f64, f64)>,
+    /// Shares of the rates that kernels reach. A kernel that is not listed reaches all of a rate.
+    #[serde(default)]
+    pub efficiency: Vec<Efficiency>,
+    /// Sources by key. A figure without one counts as estimated.
+    #[serde(default)]
+    pub sources: BTreeMap<String, Source>,
 }
+
+/// The figures in the formula of each term of a step's time: keys, and kernels with their limits.
+const TERMS: [(&str, &[&str], &[(Kernel, Limit)]); 11] = [
+    ("weights", &["read"], &[(Kernel::Linear, Limit::Memory)]),
+    ("staging", &["l2"], &[(Kernel::Linear, Limit::L2)]),
+    ("products", &["products"], &[(Kernel::Linear, Limit::Arithmetic)]),
+    ("cuts", &["l2", "launch"], &[(Kernel::Linear, Limit::L2)]),
+    ("head", &["read", "products"], &[(Kernel::Linear, Limit::Memory)]),
+    ("kv", &["read"], &[(Kernel::Attention, Limit::Memory)]),
+    ("attention", &["attention"], &[(Kernel::Attention, Limit::Arithmetic)]),
+    ("activations", &["read", "cache"], &[(Kernel::Rows, Limit::Memory)]),
+    ("reduce", &["all_reduce"], &[]),
+    ("gather", &["all_reduce"], &[]),
+    ("overhead", &["step_overhead", "layer_overhead"], &[]),
+];
 
 impl Hardware {
     /// Name of the built-in GPU, and the default wherever a GPU is chosen.
     pub const H100: &str = "h100-80gb";
 
-    /// Looks up the built-in GPU by name, or reads a TOML file.
+    /// Names of all built-in GPUs.
+    pub const NAMES: [&str; 3] = [Self::H100, "h200-141gb", "h100-nvl"];
+
+    /// Looks up a built-in GPU by name, or reads a TOML file.
     ///
     /// # Errors
     /// The name is unknown, or the file or a value in it is wrong. The error names the file or the key.
     pub fn named(name: &str) -> Result<Self, LoadError> {
+        let built_in = Self::NAMES.iter().zip([H100_80GB, H200_141GB, H100_NVL]);
+        let built_in = built_in.into_iter().find(|(known, _)| **known == name);
         let (text, from) = match name {
-            Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
+            _ if built_in.is_some() => (built_in.map_or("", |(_, text)| text).to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
                 let text = std::fs::read_to_string(Path::new(path));
                 (text.map_err(|e| LoadError::Gpu(format!("{path}: {e}")))?, path.to_owned())
             }
             other => {
-                let message = format!("expected {} or a .toml file, got `{other}`", Self::H100);
+                let names = Self::NAMES.join(", ");
+                let message = format!("expected {names} or a .toml file, got `{other}`");
                 return Err(LoadError::Gpu(message));
             }
         };
@@ -78,6 +115,7 @@ impl Hardware {
             ("memory", self.memory as f64),
             ("usable", self.usable),
             ("read", self.read),
+            ("l2", self.l2),
             ("products", self.products),
             ("attention", self.attention),
         ];
@@ -87,6 +125,7 @@ impl Hardware {
             }
         }
         for (key, value) in [
+            ("launch", self.launch),
             ("step_overhead", self.step_overhead),
             ("layer_overhead", self.layer_overhead),
             ("cache", self.cache),
@@ -107,7 +146,90 @@ impl Hardware {
                 self.memory, self.context
             )));
         }
-        self.check_table()
+        self.check_table()?;
+        self.check_efficiency()?;
+        match self.sources.keys().find(|key| self.value(key).is_none() && *key != "all_reduce") {
+            Some(key) => Err(LoadError::Gpu(format!("sources.{key}: expected the key of a figure"))),
+            None => Ok(()),
+        }
+    }
+
+    fn check_efficiency(&self) -> Result<(), LoadError> {
+        for (at, one) in self.efficiency.iter().enumerate() {
+            let Efficiency { kernel, limit, share, .. } = one;
+            if !(*share > 0.0 && *share <= 1.0) {
+                return Err(LoadError::Gpu(format!(
+                    "efficiency: expected a share above 0 and at most 1, got {share}"
+                )));
+            }
+            let before =
+                self.efficiency[..at].iter().rev().find(|x| (x.kernel, x.limit) == (*kernel, *limit));
+            if before.is_some_and(|x| x.rows.is_none_or(|rows| one.rows.is_some_and(|more| more <= rows))) {
+                return Err(LoadError::Gpu(format!(
+                    "efficiency: expected growing rows of {kernel:?}, {limit:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The figure of a key, in the unit of the file.
+    fn value(&self, key: &str) -> Option<f64> {
+        Some(match key {
+            "memory" => self.memory as f64,
+            "context" => self.context as f64,
+            "usable" => self.usable,
+            "cache" => self.cache,
+            "read" => self.read,
+            "l2" => self.l2,
+            "products" => self.products,
+            "attention" => self.attention,
+            "launch" => self.launch,
+            "step_overhead" => self.step_overhead,
+            "layer_overhead" => self.layer_overhead,
+            _ => return None,
+        })
+    }
+
+    /// The share of a rate that a kernel reaches in a launch of `rows` rows.
+    pub fn share(&self, kernel: Kernel, limit: Limit, rows: usize) -> f64 {
+        let mut entries = self.efficiency.iter().filter(|x| (x.kernel, x.limit) == (kernel, limit));
+        let last = entries.clone().next_back();
+        entries.find(|x| x.rows.is_none_or(|most| rows <= most)).or(last).map_or(1.0, |x| x.share)
+    }
+
+    /// All figures that step times are computed from, with their sources.
+    pub fn figures(&self) -> Vec<Figure> {
+        let keys = ["read", "l2", "products", "attention", "cache", "launch", "step_overhead"];
+        let keys = keys.into_iter().chain(["layer_overhead", "all_reduce"]);
+        let rates = keys.map(|key| {
+            let source = self.sources.get(key);
+            Figure {
+                name: key.to_owned(),
+                value: self.value(key),
+                origin: source.map_or(Origin::Estimated, |source| source.origin),
+                from: source.map_or_else(|| "no source given".to_owned(), |source| source.from.clone()),
+            }
+        });
+        let shares = self.efficiency.iter().map(|x| {
+            let rows = x.rows.map_or_else(String::new, |rows| format!(", to {rows} rows"));
+            let name = format!("{:?} of {:?}{rows}", x.kernel, x.limit).to_lowercase();
+            Figure { name, value: Some(x.share), origin: x.origin, from: x.from.clone() }
+        });
+        rates.chain(shares).collect()
+    }
+
+    /// The weakest source of each term of a step's time.
+    pub fn term_origins(&self) -> Vec<TermOrigin> {
+        let of_key = |key: &&str| self.sources.get(*key).map_or(Origin::Estimated, |source| source.origin);
+        TERMS
+            .iter()
+            .map(|(term, keys, kernels)| {
+                let shares = self.efficiency.iter().filter(|x| kernels.contains(&(x.kernel, x.limit)));
+                let origins = keys.iter().map(of_key).chain(shares.map(|x| x.origin));
+                TermOrigin { term, origin: origins.max().unwrap_or(Origin::Estimated) }
+            })
+            .collect()
     }
 
     fn check_table(&self) -> Result<(), LoadError> {

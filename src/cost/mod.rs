@@ -6,10 +6,14 @@
 //! model neglects scales and norms, the rows of the embedding, and sampling, because each takes less than a
 //! thousandth of a step.
 
+mod figures;
 mod hardware;
+mod linear;
 mod time;
 
+pub use figures::{Efficiency, Figure, Kernel, Limit, Origin, Source, TermOrigin};
 pub use hardware::Hardware;
+use linear::{Operands, Product, ProductTime};
 pub use time::StepTime;
 
 use crate::device::{HeadShape, KvDtype};
@@ -44,19 +48,16 @@ pub struct CostModel {
     /// One rank's share of the model.
     share: ModelConfig,
     ranks: usize,
-    /// Bytes per element of the layers' weights.
-    element: f64,
+    /// The products of a layer.
+    products: [Product; 4],
     /// Bytes per element of the KV cache.
     kv_element: f64,
-    /// FLOP per second of the layers' matrix products.
-    products: f64,
-    /// Rows per pass over the weights.
-    pass_rows: f64,
+    /// Whether cuBLASLt computes the products of many rows where it is faster.
+    library: bool,
 }
 
 impl CostModel {
-    /// Creates a cost model in which each step reads the weights once, as the roofline assumes; see
-    /// [`Self::in_passes_of`].
+    /// Creates a cost model with deterministic products; see [`Self::with_library`].
     ///
     /// # Errors
     /// The model cannot be divided between `ranks`.
@@ -67,29 +68,35 @@ impl CostModel {
         kv: KvDtype,
         hardware: Hardware,
     ) -> Result<Self, LoadError> {
-        let fp8 = precision == Precision::Fp8;
-        Ok(Self {
-            share: model.share(ranks)?,
-            ranks,
+        let share = model.share(ranks)?;
+        let operands = match (precision, &model.scheme) {
+            (Precision::Fp8, _) => Operands::Fp8,
+            (_, Scheme::None) => Operands::Bf16,
             // Weights stored as E4M3 stay E4M3, even if the products take BF16 inputs.
-            element: if fp8 || model.scheme != Scheme::None { 1.0 } else { 2.0 },
+            _ => Operands::Widened,
+        };
+        Ok(Self {
+            products: share.linear_shapes().map(|(out, input)| Product::new(out, input, operands)),
+            share,
+            ranks,
             kv_element: if kv == KvDtype::Fp8 { 1.0 } else { 2.0 },
-            products: if fp8 { hardware.products } else { hardware.products / 2.0 },
-            pass_rows: f64::INFINITY,
+            library: false,
             hardware,
         })
     }
 
-    /// The same cost model, but products read the weights again for every `rows` rows, as the deterministic
-    /// kernels do.
-    pub fn in_passes_of(self, rows: usize) -> Self {
-        Self { pass_rows: rows as f64, ..self }
+    /// The same cost model, but cuBLASLt computes the products of many rows where it is faster, as with
+    /// `--deterministic false`.
+    pub fn with_library(self) -> Self {
+        Self { library: true, ..self }
     }
 
     /// The time of a step of these rows; 0 without rows.
     pub fn step(&self, rows: impl IntoIterator<Item = RowShape>) -> StepTime {
         let (mut tokens, mut logits, mut kv_tokens, mut pairs) = (0.0, 0.0, 0.0, 0.0);
+        let mut count = 0;
         for row in rows {
+            count += row.tokens as usize;
             let (fed, before) = (f64::from(row.tokens), f64::from(row.position));
             tokens += fed;
             logits += f64::from(row.logits);
@@ -104,17 +111,28 @@ impl CostModel {
         let (share, hardware) = (&self.share, &self.hardware);
         let layers = share.layers as f64;
         let HeadShape { q_heads, kv_heads, head_dim } = share.heads;
-        let linear: f64 = share.linear_shapes().iter().map(|(out, input)| (out * input) as f64).sum();
         let head = (share.vocab * share.hidden) as f64;
-        let passes = (tokens / self.pass_rows).ceil().max(1.0);
+        let linear: ProductTime = self
+            .products
+            .iter()
+            .map(|product| product.time(count, share.layers, hardware, self.library))
+            .sum();
+        let of_head = |limit| hardware.share(Kernel::Linear, limit, LOGIT_ROWS);
+        let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
+        let kv_bytes = kv_tokens * layers * (2 * kv_heads * head_dim) as f64 * self.kv_element;
+        let attention = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
+        let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
         StepTime {
-            weights: passes * layers * linear * self.element / hardware.read,
-            products: 2.0 * tokens * layers * linear / self.products,
-            head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * 2.0 / hardware.read,
-            head_products: 2.0 * logits * head / (hardware.products / 2.0),
-            kv: kv_tokens * layers * (2 * kv_heads * head_dim) as f64 * self.kv_element / hardware.read,
-            attention: pairs * layers * (4 * q_heads * head_dim) as f64 / hardware.attention,
-            activations: layers * self.spilled_bytes(tokens) / hardware.read,
+            weights: linear.weights,
+            staging: linear.staging,
+            products: linear.products,
+            cuts: linear.cuts(),
+            head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * 2.0
+                / (hardware.read * of_head(Limit::Memory)),
+            head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
+            kv: kv_bytes / kv_rate,
+            attention: pairs * layers * (4 * q_heads * head_dim) as f64 / attention,
+            activations: layers * self.spilled_bytes(tokens) / rows_rate,
             reduce: self.reduce_seconds(tokens),
             gather: self.gather_seconds(logits),
             overhead: hardware.step_overhead + layers * hardware.layer_overhead,

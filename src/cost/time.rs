@@ -5,10 +5,18 @@ use std::iter::Sum;
 /// The time of a step in seconds, by cause. See [`crate::cost`] for the letters in the formulas.
 #[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize)]
 pub struct StepTime {
-    /// Reading the layers' weights: passes × L × elements × bytes per element / `read`.
+    /// Reading the layers' weights: L × bytes / `read`, once per 256 rows where blocks share a product's
+    /// chunks, and once in all where they compute whole tiles.
     pub weights: f64,
-    /// Multiplying by the weights: 2 × t × L × elements / `products`, at half that rate if inputs are BF16.
+    /// Copying weights and inputs from L2 to the multiprocessors: per chunk of 128 bytes of 128 outputs,
+    /// 16 KiB and 128 bytes per row.
+    pub staging: f64,
+    /// Multiplying by the weights: 2 × rows of the kernel variants × L × elements / `products`, at half that
+    /// rate if inputs are BF16.
     pub products: f64,
+    /// What products take beyond the longest of these three: parts of unequal size, sums of tiles that are
+    /// cut between blocks, launches, and launches that another of the three limits.
+    pub cuts: f64,
     /// Reading the LM head, which is BF16, once per 64 rows of logits.
     pub head_weights: f64,
     /// Multiplying by the LM head, at half of `products`.
@@ -40,10 +48,11 @@ impl StepTime {
     }
 
     /// The sequential parts. Where two terms overlap, the part is the longer one.
-    fn parts(&self) -> [(&'static str, f64); 7] {
+    fn parts(&self) -> [(&'static str, f64); 8] {
         let larger = |(a, x): (&'static str, f64), (b, y)| if x >= y { (a, x) } else { (b, y) };
         [
-            larger(("weights", self.weights), ("products", self.products)),
+            larger(larger(("weights", self.weights), ("staging", self.staging)), ("products", self.products)),
+            ("cuts", self.cuts),
             larger(("head", self.head_weights), ("head", self.head_products)),
             larger(("kv", self.kv), ("attention", self.attention)),
             ("activations", self.activations),
@@ -60,7 +69,9 @@ impl Sum for StepTime {
     fn sum<I: Iterator<Item = Self>>(steps: I) -> Self {
         steps.fold(Self::default(), |a, b| Self {
             weights: a.weights + b.weights,
+            staging: a.staging + b.staging,
             products: a.products + b.products,
+            cuts: a.cuts + b.cuts,
             head_weights: a.head_weights + b.head_weights,
             head_products: a.head_products + b.head_products,
             kv: a.kv + b.kv,

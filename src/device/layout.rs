@@ -20,8 +20,6 @@ pub struct Layout {
     pub act_bytes: usize,
     /// Bytes per element of the largest `Acts`, allocated once.
     pub act_stage: usize,
-    /// Rows of a deterministic product that one pass over its weights computes.
-    pub pass_rows: usize,
     /// Scratch of products, whatever the matrices.
     pub product_scratch: usize,
     /// Scratch of products per tile of `outputs` output features of the widest matrix.
@@ -72,7 +70,6 @@ impl Layout {
         act_bytes: 2 + 4,
         // F32 rows of attention before they are quantised.
         act_stage: 4,
-        pass_rows: usize::MAX,
         product_scratch: 0,
         product_counter: 0,
         attention_scratch: 0,
@@ -100,7 +97,6 @@ impl Layout {
         acts: [8, 128],
         act_bytes: 2,
         act_stage: 0,
-        pass_rows: 256,
         // Two tiles of F32 sums for each of 132 blocks.
         product_scratch: 2 * 132 * 128 * 256 * 4,
         product_counter: 4,

@@ -15,6 +15,7 @@ mod floats;
 pub mod fp8;
 pub mod host;
 mod layout;
+pub(crate) mod product_tiles;
 pub mod random_weights;
 mod sample_row;
 

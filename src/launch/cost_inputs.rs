@@ -10,7 +10,7 @@ use super::prepared::Prepared;
 use super::simulated::SimulatedGpus;
 use crate::config::SimulationArgs;
 use crate::cost::{CostModel, Hardware, RowShape};
-use crate::device::{KvDtype, Layout};
+use crate::device::KvDtype;
 use crate::engine::{Forecast, SchedulerConfig};
 use crate::model::{ModelConfig, Precision};
 
@@ -26,7 +26,7 @@ pub(crate) struct CostInputs {
     pub(crate) precision: Precision,
     /// Element type of the KV cache.
     pub(crate) kv: KvDtype,
-    /// Deterministic products, which read the weights once per [`Layout::pass_rows`] rows.
+    /// Deterministic products, without cuBLASLt.
     pub(crate) deterministic: bool,
 }
 
@@ -95,7 +95,7 @@ impl CostInputs {
         let cost = CostModel::new(&self.model, self.ranks, self.precision, self.kv, hardware)
             .map_err(anyhow::Error::msg)
             .context("the number of ranks")?;
-        Ok(if self.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost })
+        Ok(if self.deterministic { cost } else { cost.with_library() })
     }
 }
 

@@ -24,10 +24,21 @@ fn h100() -> Hardware {
     Hardware::named(Hardware::H100).unwrap()
 }
 
-/// An H100 without overheads, whose all-reduces take a picosecond per byte, so that a test sees single terms.
+/// An H100 without overheads, whose kernels reach every rate and whose all-reduces take a picosecond per byte,
+/// so that a test sees single terms.
 fn bare(read: f64, products: f64) -> Hardware {
-    let (step_overhead, layer_overhead, all_reduce) = (0.0, 0.0, vec![(1.0, 1e-12)]);
-    Hardware { read, products, step_overhead, layer_overhead, all_reduce, ..h100() }
+    Hardware {
+        read,
+        products,
+        l2: 1e18,
+        attention: 5e14,
+        launch: 0.0,
+        step_overhead: 0.0,
+        layer_overhead: 0.0,
+        all_reduce: vec![(1.0, 1e-12)],
+        efficiency: Vec::new(),
+        ..h100()
+    }
 }
 
 fn cost(kv: KvDtype, hardware: Hardware) -> CostModel {

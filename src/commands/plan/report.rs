@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::config::{PlanArgs, name};
-use crate::cost::{CostModel, Hardware, RowShape, StepTime};
+use crate::cost::{CostModel, Figure, Hardware, RowShape, StepTime, TermOrigin};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::launch::prepared::limit_length;
 use crate::model::{ModelConfig, Precision, StepRoom};
@@ -34,6 +34,10 @@ pub(super) struct Report {
     pub(super) memory: Vec<Line>,
     /// Bytes that a server may use.
     pub(super) available: u64,
+    /// The figures that times are predicted from, with their sources.
+    pub(super) figures: Vec<Figure>,
+    /// The weakest source of each term of a step's time.
+    pub(super) origins: Vec<TermOrigin>,
     /// The plan of each element type of the KV cache.
     pub(super) kv: Vec<Kv>,
 }
@@ -131,7 +135,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let kv = [KvDtype::Fp8, KvDtype::Bf16].map(|kv| {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
-        let cost = if args.deterministic { cost.in_passes_of(Layout::CUDA.pass_rows) } else { cost };
+        let cost = if args.deterministic { cost } else { cost.with_library() };
         let needs = MemoryNeeds::new(&share, &Layout::CUDA, precision, kv, &room(args));
         let available = hardware.available();
         Ok(Inputs { args, share: &share, kv, needs, cost, available, lists: &lists }.cache())
@@ -148,6 +152,8 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         deterministic: args.deterministic,
         memory: memory(args, &share, precision, &hardware),
         available: hardware.available(),
+        figures: hardware.figures(),
+        origins: hardware.term_origins(),
         kv: kv.into_iter().collect::<anyhow::Result<_>>()?,
     })
 }

@@ -3,10 +3,10 @@
 use std::fmt::Write;
 
 use super::report::{Kv, Report};
-use crate::cost::StepTime;
+use crate::cost::{Origin, StepTime};
 
 /// Column titles of the terms, each as wide as its column.
-const TERMS: &str = "weights products   head     kv attention  activ. reduce overhead";
+const TERMS: &str = "weights staging products   cuts   head     kv attention  activ. reduce overhead";
 
 /// All tables of the plan.
 pub(super) fn tables(report: &Report) -> String {
@@ -32,7 +32,32 @@ fn write_all(text: &mut String, report: &Report) -> std::fmt::Result {
         let estimate = if line.estimate { "estimate: " } else { "" };
         writeln!(text, "  {:16} {:8.3}  {estimate}{}", line.name, gb(line.bytes), line.from)?;
     }
+    write_figures(text, report)?;
     report.kv.iter().try_for_each(|kv| write_kv(text, kv, report))
+}
+
+/// The figures that times are predicted from, and which terms are estimates.
+fn write_figures(text: &mut String, report: &Report) -> std::fmt::Result {
+    writeln!(text, "\nfigures of the GPU: rates per second, times in seconds, shares of rates")?;
+    for figure in &report.figures {
+        let value = figure.value.map_or_else(|| "table".to_owned(), |value| format!("{value:.3e}"));
+        writeln!(text, "  {:36} {value:>9}  {}: {}", figure.name, word(figure.origin), figure.from)?;
+    }
+    for origin in [Origin::Measured, Origin::Published, Origin::Estimated] {
+        let terms = report.origins.iter().filter(|of| of.origin == origin);
+        let terms: Vec<&str> = terms.map(|of| of.term).collect();
+        let terms = if terms.is_empty() { "none".to_owned() } else { terms.join(", ") };
+        writeln!(text, "  terms below that are {}: {terms}", word(origin))?;
+    }
+    Ok(())
+}
+
+fn word(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Measured => "measured",
+        Origin::Published => "published",
+        Origin::Estimated => "estimated",
+    }
 }
 
 fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
@@ -56,7 +81,10 @@ fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
             kv.blocks, kv.tokens, kv.requests, report.max_model_len, kv.server_blocks
         )?;
     }
-    writeln!(text, "  ms per step: reading and arithmetic overlap, the other terms add up")?;
+    writeln!(
+        text,
+        "  ms per step: weights, staging and products overlap, so do kv and attention; the rest adds up"
+    )?;
     writeln!(text, "  decode batch context     step {TERMS}   tokens/s  bound")?;
     for step in &kv.decode {
         let fits = if step.fits { "" } else { ", does not fit" };
@@ -91,9 +119,11 @@ fn write_kv(text: &mut String, kv: &Kv, report: &Report) -> std::fmt::Result {
 fn terms(time: &StepTime) -> String {
     let ms = |seconds: f64| seconds * 1e3;
     format!(
-        "{:7.2} {:8.2} {:6.2} {:6.2} {:9.2} {:7.2} {:6.2} {:8.2}",
+        "{:7.2} {:7.2} {:8.2} {:6.2} {:6.2} {:6.2} {:9.2} {:7.2} {:6.2} {:8.2}",
         ms(time.weights),
+        ms(time.staging),
         ms(time.products),
+        ms(time.cuts),
         ms(time.head_weights.max(time.head_products)),
         ms(time.kv),
         ms(time.attention),

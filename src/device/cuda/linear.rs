@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
-use super::matrix::{CHUNK, TILE};
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
 use crate::device::DeviceError;
+use crate::device::product_tiles::{
+    CHUNK, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, division, variant_rows,
+};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,13 +29,6 @@ struct LinearParams {
 }
 const _: () = assert!(size_of::<LinearParams>() == 88);
 
-/// Parts that the chunks of all tiles are cut into: one per multiprocessor of an H100. Fixed, since the
-/// order of sums depends on the cuts.
-const PARTS: usize = 132;
-/// Rows of the largest kernel variant.
-pub(super) const MAX_ROWS: usize = 256;
-/// The same for E4M3 weights with BF16 inputs, whose weights take registers.
-const MAX_ROWS_WIDENED: usize = 128;
 const THREADS: usize = 384;
 /// Shared memory for stages: the largest that the kernel asks for, and the largest number of stages.
 const SHARED_BYTES: usize = 220 << 10;
@@ -62,15 +57,6 @@ impl LinearScratch {
     }
 }
 
-/// How blocks divide the work of one launch. Both ways give the same bits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Division {
-    /// Each block computes one part of the chunks for all rows.
-    Spread,
-    /// Each block computes whole tiles for [`MAX_ROWS`] rows.
-    Whole,
-}
-
 pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
     assert_eq!(
         (x.cols, out.cols),
@@ -89,16 +75,6 @@ pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result
             .step_by(most)
             .try_for_each(|first| launch(cuda, x, w, out, first..x.rows.min(first + most), Division::Spread)),
     }
-}
-
-/// The faster division of a product whose rows take `passes` passes over the weights if it is spread. The
-/// unit of both estimates is the time of a chunk; they have not been compared with times on a GPU.
-fn division(tiles: usize, chunks: usize, passes: usize) -> Division {
-    // A part writes and reads the sums of two segments, about as many bytes as six chunks; a whole tile has
-    // one or two cuts, and is stored.
-    let spread = passes * ((tiles * chunks).div_ceil(PARTS) + 6);
-    let whole = (tiles * passes).div_ceil(PARTS) * (chunks + 2);
-    if passes > 1 && whole < spread { Division::Whole } else { Division::Spread }
 }
 
 /// Computes some rows of a product.
@@ -175,12 +151,12 @@ impl Types {
                 }
             };
         }
-        match rows.min(self.max_rows()) {
-            0..=8 => variant!(8),
-            9..=16 => variant!(16),
-            17..=32 => variant!(32),
-            33..=64 => variant!(64),
-            65..=128 => variant!(128),
+        match variant_rows(rows, self.max_rows()) {
+            8 => variant!(8),
+            16 => variant!(16),
+            32 => variant!(32),
+            64 => variant!(64),
+            128 => variant!(128),
             _ => variant!(256),
         }
     }

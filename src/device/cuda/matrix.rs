@@ -4,13 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use super::{Buffer, Driver};
+pub(super) use crate::device::product_tiles::{CHUNK, TILE};
 use crate::device::{DeviceError, HostRows, MatrixData, MatrixShape};
-
-/// Outputs of a tile. Outputs are padded with zeros to a multiple of this.
-pub(super) const TILE: usize = 128;
-
-/// Bytes of a chunk of a row.
-pub(super) const CHUNK: usize = 128;
 
 /// Bytes of the pieces of a chunk that the layout exchanges.
 const PIECE: usize = 16;

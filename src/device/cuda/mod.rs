@@ -67,7 +67,6 @@ const _: () = {
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
     assert!(inputs[0] == matrix::CHUNK && inputs[1] == matrix::CHUNK / 2);
     assert!(Layout::CUDA.acts[0] == row::ROWS && Layout::CUDA.acts[1] == row::COLS);
-    assert!(Layout::CUDA.pass_rows == linear::MAX_ROWS);
     assert!(Layout::CUDA.product_scratch == linear::SCRATCH_BYTES);
     assert!(sample_row == sample::ROW_BYTES && sample_result == sample::RESULT_BYTES);
     assert!(Layout::CUDA.mailbox == peers::MAILBOX_BYTES);

@@ -30,7 +30,7 @@ fn row(step: &Value, first: &str, second: &str) -> Vec<String> {
     let term = |name: &str| terms[name].as_f64().unwrap();
     let mut words =
         vec![step[first].to_string(), step[second].to_string(), ms(step["seconds"].as_f64().unwrap())];
-    words.extend(["weights", "products"].map(|name| ms(term(name))));
+    words.extend(["weights", "staging", "products", "cuts"].map(|name| ms(term(name))));
     words.push(ms(term("head_weights").max(term("head_products"))));
     words.extend(["kv", "attention", "activations"].map(|name| ms(term(name))));
     words.push(ms(term("reduce") + term("gather")));
@@ -149,7 +149,7 @@ fn every_setting_changes_the_plan() {
     let smaller = differs(&["--gpu-memory-utilization", "0.8"], "/kv/0/blocks");
     assert_eq!(smaller["available"], (((81_559_u64 << 20) - 600_000_000) as f64 * 0.8) as u64);
     differs(&["--quantization", "none"], "/kv/0/decode/0/terms/products");
-    differs(&["--deterministic", "false"], "/kv/0/prefill/0/terms/weights");
+    differs(&["--deterministic", "false"], "/kv/0/prefill/1/terms/products");
     differs(&["--deterministic", "false"], "/kv/0/scratch");
     let listed = differs(&["--batch", "3,5", "--context", "77", "--prefill", "9"], "/kv/0/decode/0/batch");
     let steps = listed["kv"][1]["decode"].as_array().unwrap();
@@ -158,6 +158,33 @@ fn every_setting_changes_the_plan() {
     assert_eq!(listed["kv"][1]["prefill"][0]["tokens"], 9);
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/h100-80gb.toml");
     assert_eq!(json(&dir, &["--tp", "8", "--gpu", file.to_str().unwrap()]), base);
+    for gpu in ["h200-141gb", "h100-nvl"] {
+        differs(&["--gpu", gpu], "/kv/0/blocks");
+        differs(&["--gpu", gpu], "/kv/0/prefill/0/seconds");
+    }
+}
+
+#[test]
+fn every_figure_shows_its_source() {
+    for gpu in ["h100-80gb", "h200-141gb", "h100-nvl"] {
+        let args = ["--tp", "8", "--gpu", gpu];
+        let (report, text) = (json(&dir_340b(), &args), plan(&dir_340b(), &args).stdout);
+        let text = String::from_utf8(text).unwrap();
+        for figure in report["figures"].as_array().unwrap() {
+            let (name, origin) = (figure["name"].as_str().unwrap(), figure["origin"].as_str().unwrap());
+            let from = figure["from"].as_str().unwrap();
+            assert!(from.len() > 5 && from != "no source given", "{gpu}: {figure}");
+            let shown = text.lines().find(|line| line.trim_start().starts_with(name));
+            assert!(shown.is_some_and(|line| line.ends_with(&format!("{origin}: {from}"))), "{shown:?}");
+        }
+        assert!(text.contains("terms below that are measured: none\n"), "nothing was measured yet: {text}");
+        let estimated = text.lines().find(|line| line.contains("terms below that are estimated: ")).unwrap();
+        for origin in report["origins"].as_array().unwrap() {
+            let term = origin["term"].as_str().unwrap();
+            let listed = estimated.split([' ', ',']).any(|word| word == term);
+            assert_eq!(listed, origin["origin"] == "estimated", "{gpu}: {term} in {estimated}");
+        }
+    }
 }
 
 #[test]
@@ -166,7 +193,7 @@ fn an_invalid_argument_names_its_flag() {
         (&["--gpu-memory-utilization", "90"], &["--gpu-memory-utilization", "at most 1, got `90`"]),
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
         (&["--tp", "9"], &["--tp", "9"]),
-        (&["--gpu", "b200"], &["--gpu", "h100-80gb", "`b200`"]),
+        (&["--gpu", "b200"], &["--gpu", "h100-80gb, h200-141gb, h100-nvl", "`b200`"]),
         (&["--max-model-len", "4097"], &["--max-model-len", "at most the model's 4096", "got 4097"]),
         (&["--context", "4096"], &["--context", "at most 4095", "got 4096"]),
         (&["--prefill", "1,5000"], &["--prefill", "at most 4096", "got 5000"]),

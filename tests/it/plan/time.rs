@@ -1,6 +1,6 @@
 //! Terms of the cost model beyond the published tables, and the validation of GPU files.
 
-use octant::cost::{CostModel, Hardware, RowShape, StepTime};
+use octant::cost::{CostModel, Hardware, Kernel, Limit, RowShape, StepTime};
 use octant::device::KvDtype;
 use octant::model::{ModelConfig, Precision, Scheme};
 
@@ -17,13 +17,68 @@ fn all_reduce_times_are_interpolated() {
 }
 
 #[test]
-fn deterministic_products_read_the_weights_once_per_pass() {
-    let once = cost(KvDtype::Fp8, h100());
-    let passes = once.clone().in_passes_of(256);
-    for (rows, times) in [(1, 1.0), (256, 1.0), (257, 2.0), (1024, 4.0)] {
-        let ratio = decode(&passes, rows, 64).weights / decode(&once, rows, 64).weights;
-        assert!((ratio - times).abs() < 1e-9, "{rows}: {ratio}");
+fn weights_are_read_once_per_256_rows_or_once_in_all() {
+    let cost = cost(KvDtype::Fp8, bare(3e12, 1e15));
+    let once = decode(&cost, 1, 64).weights;
+    // The blocks of 2,048 rows compute whole tiles of the attention output and of the second MLP product,
+    // [18432, 2304] and [18432, 9216], and share the chunks of the other two: [2688, 18432], [9216, 18432].
+    let all: f64 = [2688.0 * 18432.0, 18432.0 * 2304.0, 2.0 * 9216.0 * 18432.0].iter().sum();
+    let shared = [2688.0, 9216.0].map(|out| out * 18432.0 / all).iter().sum::<f64>();
+    for (rows, times) in [(256, 1.0), (257, 2.0), (2048, 8.0 * shared + 1.0 - shared)] {
+        let step = cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]);
+        assert!((step.weights / once / times - 1.0).abs() < 1e-9, "{rows}: {}", step.weights / once);
     }
+}
+
+#[test]
+fn staged_bytes_are_those_of_the_kernel() {
+    let step =
+        |tokens| cost(KvDtype::Fp8, bare(3e12, 1e15)).step([RowShape { tokens, position: 0, logits: 0 }]);
+    // Chunks of 128 outputs and 128 bytes: 21 x 144 + 144 x 18 + 72 x 144 + 144 x 72.
+    let chunks = 96.0 * (3024 + 2592 + 10_368 + 10_368) as f64;
+    for (rows, copied) in [(1, 16384 + 8 * 128), (100, 16384 + 104 * 128), (256, 49152), (2048, 8 * 49152)] {
+        let bytes = step(rows).staging * 1e18;
+        assert!((bytes / (chunks * f64::from(copied)) - 1.0).abs() < 1e-9, "{rows}: {bytes}");
+    }
+    // A variant multiplies all of its rows.
+    assert_eq!(step(65).products, step(128).products);
+    assert_eq!(step(1).products, step(8).products);
+}
+
+#[test]
+fn products_take_at_least_the_longest_of_their_terms() {
+    let mut before = 0.0;
+    for rows in [1, 8, 9, 64, 128, 129, 256, 300, 512, 1000, 2048, 8192] {
+        let time = cost(KvDtype::Fp8, h100()).step([RowShape { tokens: rows, position: 0, logits: 0 }]);
+        let total = time.weights.max(time.staging).max(time.products) + time.cuts;
+        assert!(time.cuts > 0.0 && total >= before, "{rows}: {total} after {before}, {time:?}");
+        before = total;
+    }
+}
+
+#[test]
+fn the_library_computes_products_of_many_rows_where_it_is_faster() {
+    let own = cost(KvDtype::Fp8, h100());
+    let fastest = own.clone().with_library();
+    let rows = |cost: &CostModel, tokens| cost.step([RowShape { tokens, position: 0, logits: 1 }]);
+    assert_eq!(rows(&fastest, 255), rows(&own, 255));
+    let slow_l2 = cost(KvDtype::Fp8, Hardware { l2: 2e12, ..h100() });
+    let slow = rows(&slow_l2, 4096).total();
+    assert!(rows(&slow_l2.with_library(), 4096).total() < 0.7 * slow);
+    assert!(rows(&fastest, 4096).total() <= rows(&own, 4096).total());
+}
+
+#[test]
+fn shares_are_looked_up_by_kernel_limit_and_rows() {
+    let h100 = h100();
+    let of = |rows| h100.share(Kernel::Linear, Limit::Memory, rows);
+    assert_eq!((of(1), of(32), of(33), of(128), of(9999)), (0.813, 0.813, 0.746, 0.746, 0.746));
+    assert_eq!(bare(1e12, 1e15).share(Kernel::Linear, Limit::Memory, 1), 1.0);
+    // No rate is above what kernels/README.md counts: 48 KiB per 8.39 MFLOP from L2.
+    let most = h100.l2 / f64::from(48 << 10) * f64::from(2 * 128 * 128 * 256);
+    let step = cost(KvDtype::Fp8, h100).step([RowShape { tokens: 8192, position: 0, logits: 0 }]);
+    let flop = 2.0 * 8192.0 * 96.0 * 431.751168e6;
+    assert!(flop / (step.staging + step.cuts) <= most, "{}", flop / (step.staging + step.cuts));
 }
 
 #[test]
@@ -54,7 +109,7 @@ fn bf16_has_twice_the_bytes_and_half_the_rate() {
 
 #[test]
 fn a_larger_step_takes_longer() {
-    let cost = cost(KvDtype::Fp8, h100()).in_passes_of(256);
+    let cost = cost(KvDtype::Fp8, h100());
     let mut before = 0.0;
     for batch in 1..=300 {
         let total = decode(&cost, batch, 1000).total();
@@ -141,6 +196,15 @@ fn invalid_gpu_files_are_rejected_by_key() {
             "layer_overhead = nan",
             "layer_overhead: expected a number of at least 0, got NaN",
         ),
+        ("l2", "l2 = 0.0", "l2: expected a number above 0, got 0"),
+        ("launch", "launch = -1.0", "launch: expected a number of at least 0, got -1"),
+        ("share", "share = 1.5", "efficiency: expected a share above 0 and at most 1, got 1.5"),
+        ("rows", "rows = 64", "efficiency: expected growing rows of Linear, Memory"),
+        (
+            "usable",
+            "usable = 0.9\nsources.speed.origin = \"measured\"\nsources.speed.from = \"\"",
+            "sources.speed: expected the key of a figure",
+        ),
         ("cache", "cache = -2.0", "cache: expected a number of at least 0, got -2"),
         ("context", "context = 90_000_000_000", "context: expected less than memory = 85520809984, got 9"),
         ("read", "reed = 2.0e12", "reed"),
@@ -161,7 +225,7 @@ fn invalid_gpu_files_are_rejected_by_key() {
         Hardware::named("b200")
             .unwrap_err()
             .to_string()
-            .contains("expected h100-80gb or a .toml file, got `b200`")
+            .contains("expected h100-80gb, h200-141gb, h100-nvl or a .toml file, got `b200`")
     );
     assert!(Hardware::named("/nowhere.toml").unwrap_err().to_string().starts_with("/nowhere.toml: "));
 }
