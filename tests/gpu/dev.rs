@@ -82,9 +82,9 @@ pub fn takes(matrix: &HostMatrix<'_>, quant: ActQuant) -> bool {
     matches!(matrix.data, MatrixData::Fp8 { .. }) || quant == ActQuant::Bf16
 }
 
-/// Bound of the error of a product, as a share of the sum of absolute terms. Products with BF16 inputs are summed
-/// in F32. The tensor cores sum E4M3 products of 128 inputs with 13 fraction bits; the emulator does so if
-/// `OCTANT_HOST_TRUNCATES` is 1, and otherwise sums in F32.
+/// Bound of the error of a product, as a share of the sum of absolute terms. Products with BF16 inputs are
+/// summed in F32. The tensor cores sum E4M3 products of 128 inputs with 13 fraction bits; the emulator does
+/// so if `OCTANT_HOST_TRUNCATES` is 1, and otherwise sums in F32.
 pub fn rounding(matrix: &HostMatrix<'_>, quant: ActQuant) -> f64 {
     let on_gpu = !cfg!(feature = "host-kernels");
     let truncates = on_gpu || std::env::var_os("OCTANT_HOST_TRUNCATES").is_some_and(|value| value == "1");
@@ -92,8 +92,8 @@ pub fn rounding(matrix: &HostMatrix<'_>, quant: ActQuant) -> f64 {
     if truncates && e4m3 { TRUNCATED } else { 2e-6 }
 }
 
-/// The same bound for sums with 13 fraction bits. Errors of 2,048 outputs of noise like that of `linear`, by the
-/// emulator, 2026-11-29; the last column is their root mean square over that of the outputs:
+/// The same bound for sums with 13 fraction bits. Errors of 2,048 outputs of noise like that of `linear`, by
+/// the emulator, 2026-11-29; the last column is their root mean square over that of the outputs:
 ///
 /// | inputs | median | 99 % | largest | of outputs |
 /// |---|---|---|---|---|
