@@ -144,7 +144,7 @@ struct Linear {
         schedule.begin();
         Place place;
         for (Segment segment; schedule.next(segment);) {
-            // The rows, padded to a multiple of 8: so many exist in memory.
+            // Rows exist in memory up to the next multiple of 8.
             const uint32_t x_bytes = min(N, (p.m - segment.row + 7) / 8 * 8) * CHUNK;
             const size_t first = static_cast<size_t>(segment.tile) * p.chunks + segment.begin;
             const uint8_t* w = p.w + first * (TILE * CHUNK);
