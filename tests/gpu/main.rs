@@ -14,4 +14,5 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod p2p;
+mod required;
 mod stream_read;
