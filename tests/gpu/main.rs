@@ -15,4 +15,5 @@ mod memory;
 mod nccl;
 mod p2p;
 mod required;
+mod self_test;
 mod stream_read;
