@@ -70,6 +70,7 @@ mod gpu {
     use nvml_wrapper::error::NvmlError;
 
     use super::Finding;
+    use crate::device::DeviceError;
     use crate::device::cuda::{Cuda, Products, library_loads, nccl_version};
     use crate::launch::nvml::describe;
 
@@ -86,9 +87,15 @@ mod gpu {
             Ok(nvml) => findings.extend(gpus(&nvml)),
             Err(error) => findings.push(Finding::needed("driver", Err(error.into()))),
         }
-        let opens = Cuda::new(0, Products::default()).map(|gpu| format!("{} loads the kernels", gpu.name()));
-        findings.push(Finding::needed("kernels", opens.map_err(anyhow::Error::from)));
+        findings.push(Finding::needed("kernels", kernels().map_err(anyhow::Error::from)));
         findings
+    }
+
+    /// Whether the first GPU loads the kernels, and its products are exact.
+    fn kernels() -> Result<String, DeviceError> {
+        let gpu = Cuda::new(0, Products::default())?;
+        gpu.self_test()?;
+        Ok(format!("{} loads the kernels; products of integers are exact", gpu.name()))
     }
 
     /// Whether a library can be loaded by one of its file names. `user` says which setting uses the library.

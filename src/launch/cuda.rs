@@ -27,14 +27,18 @@ pub(crate) enum CudaGroup {
 }
 
 impl CudaGpus {
-    /// Opens the GPUs with these numbers.
+    /// Opens the GPUs with these numbers, and checks that their products are exact.
     pub(crate) fn open(gpus: &[usize], deterministic: bool) -> anyhow::Result<Self> {
         let products = match deterministic {
             true => Products::Deterministic,
             false => Products::Fastest { cache: cache_folder().map(|dir| dir.join("cublaslt.json")) },
         };
-        let open = |gpu: &usize| Cuda::new(*gpu, products.clone()).context("--device cuda");
-        Ok(Self(gpus.iter().map(open).collect::<Result<_, _>>()?))
+        let open = |gpu: &usize| {
+            let cuda = Cuda::new(*gpu, products.clone()).context("--device cuda")?;
+            cuda.self_test().with_context(|| format!("--device cuda: GPU {gpu}"))?;
+            Ok(cuda)
+        };
+        Ok(Self(gpus.iter().map(open).collect::<anyhow::Result<_>>()?))
     }
 
     /// Name of the first GPU.

@@ -23,6 +23,13 @@ pub const SMOLLM2: (usize, usize) =
 /// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = !cfg!(feature = "host-kernels");
 
+/// Says why a test does not run on a GPU. The test fails if `OCTANT_REQUIRE_GPU` is 1.
+pub fn not_on_a_gpu(reason: &str) {
+    let required = std::env::var_os("OCTANT_REQUIRE_GPU").is_some_and(|value| value == "1");
+    assert!(!required, "OCTANT_REQUIRE_GPU is 1, and this test cannot run on a GPU: {reason}");
+    eprintln!("not run on a GPU: {reason}");
+}
+
 /// The GPU, if the machine has one, and the kernels on the host with threads in ascending and in descending
 /// order.
 pub fn all() -> Vec<Dev> {
@@ -30,8 +37,10 @@ pub fn all() -> Vec<Dev> {
     #[cfg(feature = "cuda")]
     match Cuda::new(0, Products::default()) {
         Ok(gpu) => all.push(gpu),
-        Err(error) => eprintln!("not run on a GPU: {error}"),
+        Err(error) => not_on_a_gpu(&error.to_string()),
     }
+    #[cfg(not(feature = "cuda"))]
+    not_on_a_gpu("the tests were built without the feature `cuda`");
     #[cfg(feature = "host-kernels")]
     all.extend([false, true].map(|descending| Cuda::on_host(descending, Products::default()).unwrap()));
     all
@@ -43,7 +52,7 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
     #[cfg(feature = "host-kernels")]
     return Some(Cuda::on_host(false, products).unwrap());
     #[cfg(not(feature = "host-kernels"))]
-    Cuda::new(0, products).ok()
+    Cuda::new(0, products).inspect_err(|error| not_on_a_gpu(&error.to_string())).ok()
 }
 
 /// Makes the devices of a group. All are on GPU 0. With `host-kernels` all are on the host, and every second
@@ -58,7 +67,8 @@ pub fn ranks(count: usize) -> Vec<Dev> {
     }
 }
 
-/// The first device. Without one, the test process exits; `all` has printed the reason.
+/// The first device. Without one, the test process exits with status 0; `all` has printed the reason, or has
+/// failed the test.
 pub fn one() -> Dev {
     all().into_iter().next().unwrap_or_else(|| std::process::exit(0))
 }
@@ -82,9 +92,9 @@ pub fn takes(matrix: &HostMatrix<'_>, quant: ActQuant) -> bool {
     matches!(matrix.data, MatrixData::Fp8 { .. }) || quant == ActQuant::Bf16
 }
 
-/// Bound of the error of a product, as a share of the sum of absolute terms. Products with BF16 inputs are summed
-/// in F32. The tensor cores sum E4M3 products of 128 inputs with 13 fraction bits; the emulator does so if
-/// `OCTANT_HOST_TRUNCATES` is 1, and otherwise sums in F32.
+/// Bound of the error of a product, as a share of the sum of absolute terms. Products with BF16 inputs are
+/// summed in F32. The tensor cores sum E4M3 products of 128 inputs with 13 fraction bits; the emulator does
+/// so if `OCTANT_HOST_TRUNCATES` is 1, and otherwise sums in F32.
 pub fn rounding(matrix: &HostMatrix<'_>, quant: ActQuant) -> f64 {
     let on_gpu = !cfg!(feature = "host-kernels");
     let truncates = on_gpu || std::env::var_os("OCTANT_HOST_TRUNCATES").is_some_and(|value| value == "1");
@@ -92,8 +102,8 @@ pub fn rounding(matrix: &HostMatrix<'_>, quant: ActQuant) -> f64 {
     if truncates && e4m3 { TRUNCATED } else { 2e-6 }
 }
 
-/// The same bound for sums with 13 fraction bits. Errors of 2,048 outputs of noise like that of `linear`, by the
-/// emulator, 2026-11-29; the last column is their root mean square over that of the outputs:
+/// The same bound for sums with 13 fraction bits. Errors of 2,048 outputs of noise like that of `linear`, by
+/// the emulator, 2026-11-29; the last column is their root mean square over that of the outputs:
 ///
 /// | inputs | median | 99 % | largest | of outputs |
 /// |---|---|---|---|---|

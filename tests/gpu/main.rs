@@ -14,4 +14,6 @@ mod memory;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod p2p;
+mod required;
+mod self_test;
 mod stream_read;

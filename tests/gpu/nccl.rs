@@ -6,14 +6,17 @@ use octant::comm::{Communicator, Nccl};
 use octant::device::Device;
 use octant::device::cuda::{Cuda, Products, nccl_version};
 
+use crate::dev;
+
 #[test]
 fn a_group_of_one_reduces_and_gathers() {
-    let device = match (nccl_version(), Cuda::new(0, Products::default())) {
-        (Ok(version), Ok(device)) => {
+    let device = match (Cuda::new(0, Products::default()), nccl_version()) {
+        (Ok(device), Ok(version)) => {
             eprintln!("NCCL {version}");
             device
         }
-        (Err(error), _) | (_, Err(error)) => return eprintln!("not run: {error}"),
+        (Err(error), _) => return dev::not_on_a_gpu(&error.to_string()),
+        (_, Err(error)) => return eprintln!("not run: {error}"),
     };
     let comm = Nccl::group(std::slice::from_ref(&device), Duration::from_secs(10)).unwrap().remove(0);
     let values: Vec<f32> = (0..24).map(|i| i as f32 / 3.0).collect();

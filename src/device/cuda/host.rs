@@ -52,7 +52,15 @@ struct Kernels {
     library: Library,
     /// Whether the threads of a block start from the last to the first.
     descending: bool,
+    wrong: Option<WrongKernel>,
     clock: Clock,
+}
+
+/// A fault for tests: launches of `kernel` run `in_its_place`.
+#[derive(Debug, Clone, Copy)]
+struct WrongKernel {
+    kernel: &'static str,
+    in_its_place: &'static str,
 }
 
 /// A launch with the bytes of its parameters.
@@ -69,12 +77,30 @@ impl Cuda {
     /// # Errors
     /// If the library of kernels cannot be loaded.
     pub fn on_host(descending: bool, products: Products) -> Result<Self, DeviceError> {
+        Self::with_host(descending, products, None)
+    }
+
+    /// Runs the kernels on the host, with a fault: launches of `kernel` run the kernel `in_its_place`, which
+    /// takes the same parameters.
+    ///
+    /// # Errors
+    /// Those of [`Cuda::on_host`].
+    pub fn on_faulty_host(kernel: &'static str, in_its_place: &'static str) -> Result<Self, DeviceError> {
+        let wrong = WrongKernel { kernel, in_its_place };
+        Self::with_host(false, Products::Deterministic, Some(wrong))
+    }
+
+    fn with_host(
+        descending: bool,
+        products: Products,
+        wrong: Option<WrongKernel>,
+    ) -> Result<Self, DeviceError> {
         // SAFETY: the library is our own and runs nothing on loading.
         let library = unsafe { Library::new(env!("OCTANT_HOST_KERNELS")) };
         let library = library.map_err(|e| error("host kernels", e.to_string()))?;
         let clock = Clock::default();
         let library_products = PlainProducts { clock: Arc::clone(&clock) };
-        let kernels = Arc::new(Kernels { library, descending, clock });
+        let kernels = Arc::new(Kernels { library, descending, wrong, clock });
         let host =
             Host { kernels, allocations: Mutex::default(), capture: Mutex::default(), library_products };
         Ok(Self::with_driver(Driver::new(host), products))
@@ -284,7 +310,8 @@ impl Kernels {
                 u64::from_ne_bytes(word)
             })
             .collect();
-        let symbol = format!("octant_{}\0", launch.kernel);
+        let wrong = self.wrong.filter(|wrong| wrong.kernel == launch.kernel);
+        let symbol = format!("octant_{}\0", wrong.map_or(launch.kernel, |wrong| wrong.in_its_place));
         // SAFETY: in the library every kernel, and `octant_launch`, has the type given here.
         let (kernel, entry) = unsafe {
             let kernel = self.library.get::<unsafe extern "C" fn(*const c_void)>(symbol.as_bytes());

@@ -78,7 +78,7 @@ pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result
 }
 
 /// Computes some rows of a product.
-fn launch(
+pub(super) fn launch(
     cuda: &Cuda,
     x: &Acts,
     w: &Matrix,
@@ -89,7 +89,7 @@ fn launch(
     let scratch = &cuda.scratch().linear;
     let made = "the scratch was grown when the matrix was made";
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
-    let (kernel, most) = types.variant(rows.len());
+    let Variant { kernel, rows: most } = types.variant(rows.len());
     let parts = PARTS.min(w.tiles() * w.chunks());
     // The kernel computes the cuts in 32 bits.
     assert!(w.tiles() * w.chunks() <= u32::MAX as usize / PARTS, "a [{}, {}] product", w.out, w.input);
@@ -124,9 +124,24 @@ fn launch(
 
 /// Element types of a product.
 #[derive(Debug, Clone, Copy)]
-struct Types {
-    w_bf16: bool,
-    x_bf16: bool,
+pub(super) struct Types {
+    pub(super) w_bf16: bool,
+    pub(super) x_bf16: bool,
+}
+
+/// The pairs of types that products have.
+pub(super) const TYPES: [Types; 3] = [
+    Types { w_bf16: false, x_bf16: false },
+    Types { w_bf16: false, x_bf16: true },
+    Types { w_bf16: true, x_bf16: true },
+];
+
+/// A variant of the kernel.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Variant {
+    pub(super) kernel: &'static str,
+    /// Rows that a block computes at a time.
+    pub(super) rows: usize,
 }
 
 impl Types {
@@ -140,14 +155,23 @@ impl Types {
         if self.x_chunks() == 2 { MAX_ROWS_WIDENED } else { MAX_ROWS }
     }
 
-    /// The kernel of the smallest variant that takes `rows` rows, or else the largest variant, and its rows.
-    fn variant(self, rows: usize) -> (&'static str, usize) {
+    /// All variants of these types, the smallest first.
+    pub(super) fn variants(self) -> Vec<Variant> {
+        let sizes = [8, 16, 32, 64, 128, 256].into_iter().filter(|rows| *rows <= self.max_rows());
+        sizes.map(|rows| self.variant(rows)).collect()
+    }
+
+    /// The smallest variant that takes `rows` rows, or else the largest variant.
+    fn variant(self, rows: usize) -> Variant {
         macro_rules! variant {
             ($n:literal) => {
-                match (self.w_bf16, self.x_bf16) {
-                    (false, false) => (concat!("linear_e4m3_", $n), $n),
-                    (false, true) => (concat!("linear_e4m3_bf16_", $n), $n),
-                    (true, _) => (concat!("linear_bf16_", $n), $n),
+                Variant {
+                    kernel: match (self.w_bf16, self.x_bf16) {
+                        (false, false) => concat!("linear_e4m3_", $n),
+                        (false, true) => concat!("linear_e4m3_bf16_", $n),
+                        (true, _) => concat!("linear_bf16_", $n),
+                    },
+                    rows: $n,
                 }
             };
         }

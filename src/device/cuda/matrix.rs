@@ -105,7 +105,7 @@ impl MatrixBuilder {
         let size = tile_bytes(row_bytes);
         let mut packed = vec![0; (rest - begin).div_ceil(TILE) * size];
         for (tile, start) in packed.chunks_exact_mut(size).zip((begin..rest).step_by(TILE)) {
-            (start..rest.min(start + TILE)).for_each(|r| pack_row(row(r), r % TILE, tile));
+            (start..rest.min(start + TILE)).for_each(|r| pack_row(row(r), r % TILE, TILE, tile));
         }
         matrix.data.write(begin / TILE * size, &packed)?;
         self.write_partial(first..begin, &row)?;
@@ -125,7 +125,7 @@ impl MatrixBuilder {
         let size = tile_bytes(row(rows.start).len());
         let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = partial.entry(tile).or_insert_with(|| PartialTile { packed: vec![0; size], rows: 0 });
-        rows.for_each(|r| pack_row(row(r), r % TILE, &mut entry.packed));
+        rows.for_each(|r| pack_row(row(r), r % TILE, TILE, &mut entry.packed));
         entry.rows += count;
         if entry.rows == TILE.min(self.matrix.out - tile * TILE) {
             self.matrix.data.write(tile * size, &entry.packed)?;
@@ -152,10 +152,10 @@ fn tile_bytes(row_bytes: usize) -> usize {
     row_bytes.div_ceil(CHUNK) * CHUNK * TILE
 }
 
-/// Copies a row to its tile.
-fn pack_row(row: &[u8], index: usize, tile: &mut [u8]) {
+/// Copies row number `index` to its tile of `rows` rows.
+pub(super) fn pack_row(row: &[u8], index: usize, rows: usize, tile: &mut [u8]) {
     for (chunk, part) in row.chunks(CHUNK).enumerate() {
-        let to = &mut tile[(chunk * TILE + index) * CHUNK..][..CHUNK];
+        let to = &mut tile[(chunk * rows + index) * CHUNK..][..CHUNK];
         for (i, piece) in part.chunks(PIECE).enumerate() {
             to[(i ^ (index % 8)) * PIECE..][..piece.len()].copy_from_slice(piece);
         }

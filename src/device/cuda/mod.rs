@@ -30,6 +30,7 @@ mod rope;
 mod row;
 mod sample;
 mod select;
+mod self_test;
 mod step;
 mod stream_read;
 
@@ -131,6 +132,15 @@ impl Cuda {
     /// If memory runs out or the kernel fails.
     pub fn stream_read(&self, words: &[u32], times: usize) -> Result<(f64, u32), DeviceError> {
         stream_read::run(self, words, times)
+    }
+
+    /// Multiplies matrices of small integers by every product kernel, and compares each result with the
+    /// exact one.
+    ///
+    /// # Errors
+    /// If a result differs. The error names the kernel.
+    pub fn self_test(&self) -> Result<(), DeviceError> {
+        self_test::run(self)
     }
 
     /// Bytes of the weights, buffers, caches and scratch on this device.

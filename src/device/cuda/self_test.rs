@@ -1,0 +1,162 @@
+//! A check of every product kernel at start: products of small integers, which are exact in any order of
+//! sums, compared with sums on the CPU.
+
+use std::ops::Range;
+
+use super::linear::{self, Types};
+use super::matrix::{CHUNK, pack_row};
+use super::{Acts, Cuda, Floats, Matrix, MatrixBuilder};
+use crate::device::product_tiles::{Division, MAX_ROWS};
+use crate::device::{ActQuant, Device, DeviceError, HostRows, MatrixData, MatrixShape, fp8};
+use crate::random::Random;
+
+/// Outputs: a whole tile, and eight outputs of a second one.
+const OUT: usize = 136;
+/// Inputs: 15 chunks of E4M3, more than a block has stages. The last chunk is not full.
+const INPUT: usize = 1808;
+/// The largest operand. The sum of a chunk is less than 2^13, so that it is exact also in tensor cores that
+/// keep 13 fraction bits.
+const LARGEST: u64 = 8;
+
+pub(super) fn run(cuda: &Cuda) -> Result<(), DeviceError> {
+    // The scratch of the test is freed after it: memory is planned from what is free then.
+    let before = std::mem::take(&mut cuda.scratch().linear);
+    let outcome = check_variants(cuda);
+    cuda.scratch().linear = before;
+    outcome
+}
+
+fn check_variants(cuda: &Cuda) -> Result<(), DeviceError> {
+    let operands = Operands::new();
+    for types in linear::TYPES {
+        let test = Test::new(cuda, types, &operands)?;
+        for variant in types.variants() {
+            // The last rows, as many as the variant takes at a time, and one less.
+            let (end, first) = (MAX_ROWS, MAX_ROWS - variant.rows);
+            test.check(first..end, Division::Spread, variant.kernel)?;
+            test.check(first..end - 1, Division::Whole, variant.kernel)?;
+        }
+    }
+    Ok(())
+}
+
+/// Integers, and their products without scales.
+struct Operands {
+    /// \[out, input\]
+    w: Vec<i16>,
+    /// \[rows, input\]
+    x: Vec<i16>,
+    /// \[rows, out\]
+    sums: Vec<f32>,
+}
+
+impl Operands {
+    fn new() -> Self {
+        let mut random = Random::new(1);
+        let mut integers = |len: usize| -> Vec<i16> {
+            (0..len).map(|_| (random.bits() % (2 * LARGEST + 1)) as i16 - LARGEST as i16).collect()
+        };
+        let (w, x) = (integers(OUT * INPUT), integers(MAX_ROWS * INPUT));
+        let sum = |x: &[i16], w: &[i16]| -> i32 {
+            x.iter().zip(w).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum()
+        };
+        let row = |x: &[i16]| w.chunks_exact(INPUT).map(|w| sum(x, w) as f32).collect::<Vec<_>>();
+        let sums = x.chunks_exact(INPUT).flat_map(row).collect();
+        Self { w, x, sums }
+    }
+}
+
+/// The scale of a row or an output: a power of two, so that products stay exact.
+fn scale(index: usize) -> f32 {
+    [1.0, 0.5, 4.0, 0.25, 2.0][index % 5]
+}
+
+/// The operands on the device as elements of some types, and the expected results.
+struct Test<'a> {
+    cuda: &'a Cuda,
+    w: Matrix,
+    x: Acts,
+    out: Floats,
+    /// \[rows, out\]
+    expected: Vec<f32>,
+}
+
+impl<'a> Test<'a> {
+    fn new(cuda: &'a Cuda, types: Types, operands: &Operands) -> Result<Self, DeviceError> {
+        let mut out = cuda.floats(MAX_ROWS, OUT)?;
+        out.set_rows(MAX_ROWS);
+        let scaled = |index: usize, sum: &f32| {
+            let row = if types.x_bf16 { 1.0 } else { scale(index / OUT) };
+            let output = if types.w_bf16 { 1.0 } else { scale(index % OUT) };
+            sum * row * output
+        };
+        let expected = operands.sums.iter().enumerate().map(|(index, sum)| scaled(index, sum)).collect();
+        let (w, x) = (weights(cuda, types.w_bf16, &operands.w)?, inputs(cuda, types.x_bf16, &operands.x)?);
+        Ok(Self { cuda, w, x, out, expected })
+    }
+
+    /// Computes some rows, and compares them. The kernel must not write the other rows.
+    fn check(&self, rows: Range<usize>, division: Division, kernel: &'static str) -> Result<(), DeviceError> {
+        let unwritten = f32::NAN;
+        self.out.data.write(0, &vec![unwritten; MAX_ROWS * OUT])?;
+        linear::launch(self.cuda, &self.x, &self.w, &self.out, rows.clone(), division)?;
+        let got = self.out.data.read(MAX_ROWS * OUT)?;
+        for (index, (got, expected)) in got.into_iter().zip(&self.expected).enumerate() {
+            let (row, output) = (index / OUT, index % OUT);
+            let expected = if rows.contains(&row) { *expected } else { unwritten };
+            if got != expected && !(got.is_nan() && expected.is_nan()) {
+                let work = match division {
+                    Division::Spread => "spread over blocks",
+                    Division::Whole => "in whole tiles",
+                };
+                let message = format!(
+                    "wrong products in the self-test: expected {expected} for row {row} and output {output} \
+                     of rows {rows:?}, {work}, got {got}"
+                );
+                return Err(DeviceError { op: kernel, message });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn e4m3(integers: &[i16]) -> Vec<u8> {
+    integers.iter().map(|x| fp8::encode(f32::from(*x))).collect()
+}
+
+fn bf16(integers: &[i16]) -> Vec<u16> {
+    integers.iter().map(|x| fp8::bf16_bits(f32::from(*x))).collect()
+}
+
+/// A matrix outside of the device's own list of matrices, which is for those of a model.
+fn weights(cuda: &Cuda, is_bf16: bool, integers: &[i16]) -> Result<Matrix, DeviceError> {
+    let (codes, values) = (e4m3(integers), bf16(integers));
+    let scales: Vec<f32> = (0..OUT).map(scale).collect();
+    let data = match is_bf16 {
+        true => MatrixData::Bf16(&values),
+        false => MatrixData::Fp8 { codes: &codes, scales: &scales },
+    };
+    let builder = MatrixBuilder::new(&cuda.driver, MatrixShape { out: OUT, input: INPUT, bf16: is_bf16 })?;
+    builder.write(0, HostRows { rows: OUT, input: INPUT, stride: INPUT, data })?;
+    let matrix = builder.finish()?;
+    cuda.scratch().linear.grow(&cuda.driver, &matrix)?;
+    Ok(matrix)
+}
+
+/// Inputs that the host packs, so that no other kernel is involved.
+fn inputs(cuda: &Cuda, is_bf16: bool, integers: &[i16]) -> Result<Acts, DeviceError> {
+    let mut acts = cuda.acts(MAX_ROWS, INPUT)?;
+    let quant = if is_bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
+    let _target = acts.target(MAX_ROWS, quant);
+    let bytes: Vec<u8> = match is_bf16 {
+        true => bytemuck::cast_slice(&bf16(integers)).to_vec(),
+        false => e4m3(integers),
+    };
+    let mut packed = vec![0; acts.chunks() * acts.chunk_rows() * CHUNK];
+    for (index, row) in bytes.chunks_exact(bytes.len() / MAX_ROWS).enumerate() {
+        pack_row(row, index, acts.chunk_rows(), &mut packed);
+    }
+    acts.values.write(0, &packed)?;
+    acts.scales.write(0, &(0..MAX_ROWS).map(scale).collect::<Vec<_>>())?;
+    Ok(acts)
+}
