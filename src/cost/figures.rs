@@ -10,7 +10,7 @@ pub enum Origin {
     Measured,
     /// Others published it: a data sheet, or a measurement of a similar kernel.
     Published,
-    /// Somebody derived it.
+    /// Derived by arithmetic or from experience.
     Estimated,
 }
 

@@ -24,8 +24,8 @@ fn h100() -> Hardware {
     Hardware::named(Hardware::H100).unwrap()
 }
 
-/// An H100 without overheads, whose kernels reach every rate and whose all-reduces take a picosecond per byte,
-/// so that a test sees single terms.
+/// An H100 without overheads, whose kernels reach every rate and whose all-reduces take a picosecond per
+/// byte, so that a test sees single terms.
 fn bare(read: f64, products: f64) -> Hardware {
     Hardware {
         read,
