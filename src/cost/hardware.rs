@@ -57,19 +57,38 @@ pub struct Hardware {
     pub sources: BTreeMap<String, Source>,
 }
 
-/// The figures in the formula of each term of a step's time: keys, and kernels with their limits.
-const TERMS: [(&str, &[&str], &[(Kernel, Limit)]); 11] = [
-    ("weights", &["read"], &[(Kernel::Linear, Limit::Memory)]),
-    ("staging", &["l2"], &[(Kernel::Linear, Limit::L2)]),
-    ("products", &["products"], &[(Kernel::Linear, Limit::Arithmetic)]),
-    ("cuts", &["l2", "launch"], &[(Kernel::Linear, Limit::L2)]),
-    ("head", &["read", "products"], &[(Kernel::Linear, Limit::Memory)]),
-    ("kv", &["read"], &[(Kernel::Attention, Limit::Memory)]),
-    ("attention", &["attention"], &[(Kernel::Attention, Limit::Arithmetic)]),
-    ("activations", &["read", "cache"], &[(Kernel::Rows, Limit::Memory)]),
-    ("reduce", &["all_reduce"], &[]),
-    ("gather", &["all_reduce"], &[]),
-    ("overhead", &["step_overhead", "layer_overhead"], &[]),
+/// The figures in the formula of a term of a step's time.
+struct TermFigures {
+    term: &'static str,
+    keys: &'static [&'static str],
+    /// The kernel whose share of a rate is in the formula.
+    kernel: Option<Kernel>,
+    limit: Limit,
+}
+
+impl TermFigures {
+    const fn new(term: &'static str, keys: &'static [&'static str]) -> Self {
+        Self { term, keys, kernel: None, limit: Limit::Memory }
+    }
+
+    const fn of(self, kernel: Kernel, limit: Limit) -> Self {
+        Self { kernel: Some(kernel), limit, ..self }
+    }
+}
+
+/// The terms of [`StepTime`](super::StepTime).
+const TERMS: [TermFigures; 11] = [
+    TermFigures::new("weights", &["read"]).of(Kernel::Linear, Limit::Memory),
+    TermFigures::new("staging", &["l2"]).of(Kernel::Linear, Limit::L2),
+    TermFigures::new("products", &["products"]).of(Kernel::Linear, Limit::Arithmetic),
+    TermFigures::new("cuts", &["l2", "launch"]).of(Kernel::Linear, Limit::L2),
+    TermFigures::new("head", &["read", "products"]).of(Kernel::Linear, Limit::Memory),
+    TermFigures::new("kv", &["read"]).of(Kernel::Attention, Limit::Memory),
+    TermFigures::new("attention", &["attention"]).of(Kernel::Attention, Limit::Arithmetic),
+    TermFigures::new("activations", &["read", "cache"]).of(Kernel::Rows, Limit::Memory),
+    TermFigures::new("reduce", &["all_reduce"]),
+    TermFigures::new("gather", &["all_reduce"]),
+    TermFigures::new("overhead", &["step_overhead", "layer_overhead"]),
 ];
 
 impl Hardware {
@@ -77,17 +96,19 @@ impl Hardware {
     pub const H100: &str = "h100-80gb";
 
     /// Names of all built-in GPUs.
-    pub const NAMES: [&str; 3] = [Self::H100, "h200-141gb", "h100-nvl"];
+    pub const NAMES: [&str; 3] = [Self::H100, Self::H200, Self::NVL];
+    const H200: &str = "h200-141gb";
+    const NVL: &str = "h100-nvl";
 
     /// Looks up a built-in GPU by name, or reads a TOML file.
     ///
     /// # Errors
     /// The name is unknown, or the file or a value in it is wrong. The error names the file or the key.
     pub fn named(name: &str) -> Result<Self, LoadError> {
-        let built_in = Self::NAMES.iter().zip([H100_80GB, H200_141GB, H100_NVL]);
-        let built_in = built_in.into_iter().find(|(known, _)| **known == name);
         let (text, from) = match name {
-            _ if built_in.is_some() => (built_in.map_or("", |(_, text)| text).to_owned(), name.to_owned()),
+            Self::H100 => (H100_80GB.to_owned(), name.to_owned()),
+            Self::H200 => (H200_141GB.to_owned(), name.to_owned()),
+            Self::NVL => (H100_NVL.to_owned(), name.to_owned()),
             path if path.ends_with(".toml") => {
                 let text = std::fs::read_to_string(Path::new(path));
                 (text.map_err(|e| LoadError::Gpu(format!("{path}: {e}")))?, path.to_owned())
@@ -224,10 +245,11 @@ impl Hardware {
         let of_key = |key: &&str| self.sources.get(*key).map_or(Origin::Estimated, |source| source.origin);
         TERMS
             .iter()
-            .map(|(term, keys, kernels)| {
-                let shares = self.efficiency.iter().filter(|x| kernels.contains(&(x.kernel, x.limit)));
-                let origins = keys.iter().map(of_key).chain(shares.map(|x| x.origin));
-                TermOrigin { term, origin: origins.max().unwrap_or(Origin::Estimated) }
+            .map(|figures| {
+                let of_term = |x: &&Efficiency| Some(x.kernel) == figures.kernel && x.limit == figures.limit;
+                let shares = self.efficiency.iter().filter(of_term).map(|x| x.origin);
+                let origin = figures.keys.iter().map(of_key).chain(shares).max();
+                TermOrigin { term: figures.term, origin: origin.unwrap_or(Origin::Estimated) }
             })
             .collect()
     }
