@@ -30,7 +30,7 @@ pub(crate) enum Devices {
     /// NVIDIA GPUs.
     Cuda(CudaGpus),
     /// Modelled GPUs.
-    Simulated(SimulatedGpus),
+    Simulated(Box<SimulatedGpus>),
 }
 
 /// Devices to open.
@@ -100,7 +100,8 @@ impl Devices {
     /// Opens the devices of a server.
     pub(crate) fn for_server(config: &ServeArgs) -> anyhow::Result<Self> {
         if config.device.device == DeviceName::Simulate {
-            return Ok(Self::Simulated(SimulatedGpus::new(&config.simulation, config.device.ranks())?));
+            let gpus = SimulatedGpus::new(&config.simulation, config.device.ranks())?;
+            return Ok(Self::Simulated(Box::new(gpus)));
         }
         Self::open(&DeviceChoice {
             device: config.device.device,

@@ -183,7 +183,9 @@ fn floors_of_decode_steps_with_communication() {
         let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, ..time }.total();
         printed(&format!("{batch}"), step * 1e3, step_ms, 0.1);
         printed(&format!("{batch} tokens/s"), batch as f64 / step, per_second, unit);
-        // Our estimate is slower than the floor, by less than its own time again.
+        // Our estimate is slower than the floor: 1.52 times at 8 rows, 1.83 at 256. The floor has no F32 sums
+        // between ranks, no cut tiles, and kernels that reach every rate; ours has estimates of all kernels.
+        // Before they were estimated, the bound was 1.5.
         let ours = decode(&ours, batch, 2048).total();
         assert!(ours > step && ours < 2.0 * step, "{batch}: {ours} for a floor of {step}");
     }
