@@ -241,7 +241,7 @@ impl Hardware {
     }
 
     /// The weakest source of each term of a step's time.
-    pub fn term_origins(&self) -> Vec<TermOrigin> {
+    pub(crate) fn term_origins(&self) -> Vec<TermOrigin> {
         let of_key = |key: &&str| self.sources.get(*key).map_or(Origin::Estimated, |source| source.origin);
         TERMS
             .iter()

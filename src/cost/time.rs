@@ -14,7 +14,7 @@ pub struct StepTime {
     /// Multiplying by the weights: 2 × rows of the kernel variants × L × elements / `products`, at half that
     /// rate if inputs are BF16.
     pub products: f64,
-    /// What products take beyond the longest of these three: parts of unequal size, sums of tiles that are
+    /// Time of products beyond the longest of these three: parts of unequal size, sums of tiles that are
     /// cut between blocks, launches, and launches that another of the three limits.
     pub cuts: f64,
     /// Reading the LM head, which is BF16, once per 64 rows of logits.

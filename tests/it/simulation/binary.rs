@@ -195,7 +195,7 @@ fn every_admission_setting_changes_the_simulation() {
     let request_line = |at: f64, priority: i32| {
         json!({ "at": at, "prompt_tokens": 20, "answer_tokens": 40, "priority": priority }).to_string()
     };
-    let lines: Vec<String> = (0..30).map(|i| request_line(0.2 * f64::from(i), i32::from(i == 1))).collect();
+    let lines: Vec<String> = (0..30).map(|i| request_line(0.3 * f64::from(i), i32::from(i == 1))).collect();
     let trace = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(trace.path(), lines.join("\n")).unwrap();
     let path = trace.path().to_string_lossy().into_owned();
