@@ -28,7 +28,7 @@ const FAULTS: [Fault; 5] = [
     Fault { kernel: "linear_e4m3_64", in_its_place: "linear_e4m3_32" },
     Fault { kernel: "linear_e4m3_bf16_16", in_its_place: "linear_e4m3_bf16_8" },
     Fault { kernel: "linear_e4m3_bf16_128", in_its_place: "linear_e4m3_bf16_64" },
-    Fault { kernel: "linear_bf16_256", in_its_place: "linear_e4m3_256" },
+    Fault { kernel: "linear_bf16_256", in_its_place: "linear_bf16_128" },
 ];
 
 #[cfg(feature = "host-kernels")]
