@@ -14,7 +14,7 @@ use crate::random::Random;
 const OUT: usize = 136;
 /// Inputs: 15 chunks of E4M3, more than a block has stages. The last chunk is not full.
 const INPUT: usize = 1808;
-/// The largest operand. The sum of a chunk is less than 2^13, so that it is exact also in tensor cores that
+/// The largest operand. The sum of a chunk is at most 2^13, so that it is exact also in tensor cores that
 /// keep 13 fraction bits.
 const LARGEST: u64 = 8;
 
