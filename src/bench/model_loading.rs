@@ -47,6 +47,7 @@ pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
         device: args.device,
         gpus: (0..args.tp).collect(),
         threads: machine::cores(),
+        isa: None,
         deterministic: true,
     })?;
     let precision = args.quantization;

@@ -44,6 +44,7 @@ pub fn run(args: &BenchRankArgs, log: &Log) -> anyhow::Result<ExitCode> {
         device: args.device,
         gpus: vec![0],
         threads: machine::cores(),
+        isa: None,
         deterministic: args.deterministic,
     })?;
     let device = devices.describe();

@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, ValueEnum};
 use super::parsers::{at_least_0, at_least_1, boolean, got, model, number, positive_fraction};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
+use crate::device::cpu::Isa;
 use crate::machine;
 use crate::model::Precision;
 
@@ -58,6 +59,10 @@ pub(crate) struct DeviceArgs {
     /// Threads of the CPU device, divided between its ranks [default: all cores]
     #[arg(long, env = "OCTANT_THREADS", value_name = "N", value_parser = at_least_1)]
     pub(crate) threads: Option<usize>,
+    /// Instruction set of the CPU device. Answers have the same bits on all processors that use the same set
+    /// [default: the fastest of this processor]
+    #[arg(long, env = "OCTANT_CPU_INSTRUCTIONS", value_name = "SET", ignore_case = true)]
+    pub(crate) cpu_instructions: Option<CpuInstructions>,
     /// Make the tokens of a request independent of the other requests in its batch. With false, on CUDA only,
     /// cuBLASLt computes products of many rows if it was measured to be faster
     #[arg(
@@ -114,6 +119,27 @@ pub(crate) enum DeviceName {
     Cuda,
     /// Modelled GPUs: steps take the time that the cost model predicts.
     Simulate,
+}
+
+/// An instruction set of the CPU device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CpuInstructions {
+    /// AVX-512 with VBMI and BF16.
+    Avx512,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// No vector instructions beyond those of the build's target.
+    Portable,
+}
+
+impl From<CpuInstructions> for Isa {
+    fn from(set: CpuInstructions) -> Self {
+        match set {
+            CpuInstructions::Avx512 => Self::Avx512,
+            CpuInstructions::Avx2 => Self::Avx2,
+            CpuInstructions::Portable => Self::Portable,
+        }
+    }
 }
 
 /// The library for all-reduces between GPUs.

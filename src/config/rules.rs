@@ -4,7 +4,8 @@ use super::devices::{CommunicatorName, DeviceArgs, DeviceName};
 use super::{ConfigError, ServeArgs, api_keys, name, simulate};
 
 /// Settings that apply to one kind of device, by field name.
-const DEVICE_SPECIFIC: [(&str, DeviceName); 6] = [
+const DEVICE_SPECIFIC: [(&str, DeviceName); 7] = [
+    ("cpu_instructions", DeviceName::Cpu),
     ("gpus", DeviceName::Cuda),
     ("communicator", DeviceName::Cuda),
     ("gpu", DeviceName::Simulate),

@@ -3,7 +3,7 @@
 use super::cuda::CudaGpus;
 use super::simulated::SimulatedGpus;
 use crate::config::{DeviceName, ServeArgs};
-use crate::device::cpu::{Cpu, CpuOptions};
+use crate::device::cpu::{Cpu, CpuOptions, Isa};
 use crate::device::{Device, Layout};
 use crate::machine::{self, MemoryLimit};
 use crate::runner::gib;
@@ -42,6 +42,8 @@ pub(crate) struct DeviceChoice {
     pub(crate) gpus: Vec<usize>,
     /// CPU threads of all ranks together.
     pub(crate) threads: usize,
+    /// Instruction set of a CPU; `None` for the fastest.
+    pub(crate) isa: Option<Isa>,
     /// Deterministic products. False is allowed on CUDA only.
     pub(crate) deterministic: bool,
 }
@@ -107,20 +109,21 @@ impl Devices {
             device: config.device.device,
             gpus: config.device.gpus(),
             threads: config.device.threads(),
+            isa: config.device.cpu_instructions.map(Isa::from),
             deterministic: config.device.deterministic,
         })
     }
 
     /// Opens real devices.
     pub(crate) fn open(choice: &DeviceChoice) -> anyhow::Result<Self> {
-        let DeviceChoice { device, ref gpus, threads, deterministic } = *choice;
+        let DeviceChoice { device, ref gpus, threads, isa, deterministic } = *choice;
         match device {
             DeviceName::Simulate => anyhow::bail!(NOTHING_TO_MEASURE),
             DeviceName::Cpu if !deterministic => {
                 anyhow::bail!("--deterministic false: expected --device cuda")
             }
             DeviceName::Cpu => {
-                let options = CpuOptions { threads: (threads / gpus.len()).max(1), isa: None };
+                let options = CpuOptions { threads: (threads / gpus.len()).max(1), isa };
                 let cpus = gpus.iter().map(|_| Cpu::new(options));
                 Ok(Self::Cpu(cpus.collect::<Result<_, _>>()?))
             }

@@ -69,7 +69,9 @@ def toy_recipe(model: str, judge: str) -> str:
     for role in [writer, user, first, second, roles["judge"]]:
         role["model"] = judge if role is roles["judge"] else model
         role["concurrency"] = CONCURRENCY
-        role["serve_args"] = ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "4"]
+        # The texts, and so the rejects and ties that are asserted, depend on the bits of the products.
+        limits = ["--max-model-len", str(MAX_MODEL_LEN), "--max-num-seqs", "4"]
+        role["serve_args"] = [*limits, "--cpu-instructions", "avx2"]
     writer["sampling"]["max_tokens"] = LIST_TOKENS
     user["sampling"]["max_tokens"] = 16
     # Two greedy answers to a prompt are the same, and so are their scores.

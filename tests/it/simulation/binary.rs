@@ -210,7 +210,8 @@ fn invalid_combinations_of_flags_are_refused() {
     let model = model();
     let dir = model.path().to_string_lossy();
     let serve = ["serve", "--model", &dir];
-    let cases: [(&[&str], i32, &str); 7] = [
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--device", "simulate", "--cpu-instructions", "avx2"], 2, "expected --device cpu, got simulate"),
         (&["--simulate-pace", "1"], 2, "expected --device simulate, got cpu"),
         (&["--device", "simulate", "--simulate-pace=-1"], 2, "expected a number from 0"),
         (&["--device", "simulate", "--simulate-answer-tokens", "0.5"], 2, "--simulate-answer-tokens"),
