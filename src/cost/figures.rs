@@ -84,9 +84,9 @@ pub struct Figure {
 
 /// A term of a step's time and the weakest source of its figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct TermOrigin {
+pub(crate) struct TermOrigin {
     /// Name of the term in [`StepTime`](super::StepTime).
-    pub term: &'static str,
+    pub(crate) term: &'static str,
     /// The weakest kind of source of the figures in its formula.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
 }

@@ -11,7 +11,8 @@ mod hardware;
 mod linear;
 mod time;
 
-pub use figures::{Efficiency, Figure, Kernel, Limit, Origin, Source, TermOrigin};
+pub(crate) use figures::TermOrigin;
+pub use figures::{Efficiency, Figure, Kernel, Limit, Origin, Source};
 pub use hardware::Hardware;
 use linear::{Operands, Product, ProductTime};
 pub use time::StepTime;
