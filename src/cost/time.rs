@@ -11,8 +11,8 @@ pub struct StepTime {
     /// Copying weights and inputs from L2 to the multiprocessors: per chunk of 128 bytes of 128 outputs,
     /// 16 KiB and 128 bytes per row.
     pub staging: f64,
-    /// Multiplying by the weights: 2 × rows of the kernel variants × L × elements / `products`, at half that
-    /// rate if inputs are BF16.
+    /// Multiplying by the weights: 2 × rows of the kernel variants × L × elements / `products`, at half
+    /// that rate if inputs are BF16.
     pub products: f64,
     /// Time of products beyond the longest of these three: parts of unequal size, sums of tiles that are
     /// cut between blocks, launches, and launches that another of the three limits.
