@@ -37,7 +37,7 @@ async def test_structured_output(demo, _scripted):
         form = {"type": "json_object"}
         answer = litellm.completion(messages=ASK, max_tokens=20, response_format=form, **to(demo, provider))
         assert answer.choices[0].message.content.lstrip().startswith("{"), answer
-    request = {"messages": ASK, "max_tokens": 60, "response_format": Fruit}
+    request = {"messages": ASK, "max_tokens": 60, "temperature": 0, "response_format": Fruit}
     answer = await litellm.acompletion(**request, **to(demo, "hosted_vllm"))
     Fruit.model_validate_json(answer.choices[0].message.content)
 
@@ -50,6 +50,7 @@ def test_tools(demo, scripted):
             tool_choice="required",
             parallel_tool_calls=False,
             max_tokens=200,
+            temperature=0,
             **to(demo, provider),
         )
         names = [c.function.name for c in forced.choices[0].message.tool_calls]

@@ -106,6 +106,7 @@ def test_every_tool_choice(demo, scripted):
             tools=[tool(), tool("other")],
             tool_choice=choice,
             max_completion_tokens=200,
+            temperature=0,
             **more,
         )
         return answer.choices[0]
@@ -170,6 +171,7 @@ async def test_the_async_client_streams_calls(demo, _scripted):
             tool_choice="required",
             parallel_tool_calls=False,
             max_tokens=200,
+            temperature=0,
             stream=True,
         )
         parts = [part async for chunk in stream for part in chunk.choices[0].delta.tool_calls or []]

@@ -20,7 +20,7 @@ const weather = tool({
 });
 
 for (const [name, provider] of Object.entries(providers)) {
-  const brief = { model: provider(demo), maxOutputTokens: 60, maxRetries: 0 };
+  const brief = { model: provider(demo), maxOutputTokens: 60, maxRetries: 0, temperature: 0 };
   const scriptedRun = {
     model: provider(scripted),
     prompt: script("weather", PARIS, "I will look. "),
