@@ -40,7 +40,7 @@ pub(super) fn scheduler(load: SchedulerLoad) -> (f64, f64) {
     };
     submit(&mut scheduler, 0..load.running);
     while scheduler.counts().waiting > 0 {
-        let step = scheduler.plan().expect("a request waits");
+        let step = scheduler.plan(None).expect("a request waits");
         let output = output(&step.plan);
         scheduler.commit(step.rows, output).expect("the output is the plan's");
     }
@@ -48,7 +48,7 @@ pub(super) fn scheduler(load: SchedulerLoad) -> (f64, f64) {
     let (mut plans, mut commits) = (Vec::new(), Vec::new());
     for _ in 0..STEPS {
         let start = Instant::now();
-        let PlannedStep { plan, rows } = scheduler.plan().expect("a sequence runs");
+        let PlannedStep { plan, rows } = scheduler.plan(None).expect("a sequence runs");
         plans.push(start.elapsed());
         assert_eq!(plan.rows.len(), load.running, "each step has all running sequences and no other");
         let output = output(&plan);

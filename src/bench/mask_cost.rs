@@ -101,7 +101,7 @@ impl ConstrainedRows {
         submit(&mut scheduler, rows)?;
         let (mut times, mut modelled) = (Vec::new(), 0.0);
         while times.len() < self.steps as usize {
-            let PlannedStep { plan, rows: planned } = scheduler.plan().context("a request waits")?;
+            let PlannedStep { plan, rows: planned } = scheduler.plan(None).context("a request waits")?;
             for row in plan.rows.iter().filter(|row| row.start.is_some()) {
                 slots[row.slot as usize].clone_from(&row.start);
             }

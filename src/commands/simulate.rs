@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs};
+use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs, target_itl};
 use crate::device::Layout;
-use crate::engine::SchedulerConfig;
+use crate::engine::{SchedulerConfig, TargetItl};
 use crate::hub::{self, Part};
 use crate::launch::cost_inputs::{CostInputs, Overrides, forecast};
 use crate::launch::devices::GPU_IN_FLIGHT;
@@ -28,7 +28,7 @@ use crate::stdio::results::print;
 
 /// A finished run.
 struct FinishedRun {
-    name: &'static str,
+    name: String,
     timelines: Vec<RequestTimeline>,
     samples: Vec<ServerSample>,
 }
@@ -45,13 +45,14 @@ pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
             Some(runs) => runs,
             None => return Ok(ExitCode::FAILURE),
         },
-        None => vec![simulated(args)?],
+        None => simulated(args)?,
     };
     report(args, &runs)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
+/// Runs once for each target for the inter-token latency.
+fn simulated(args: &SimulateArgs) -> anyhow::Result<Vec<FinishedRun>> {
     let inputs = CostInputs::new(&overrides(args), None)?;
     let config = scheduler_config(args, &inputs, None)?;
     let (vocab, limit) = (config.vocab_size, config.max_sequence_tokens());
@@ -70,13 +71,21 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
     };
     let cost = inputs.cost()?;
     let forecast = forecast(&cost, &config, 1.0);
-    let mut server = VirtualTime::new(config, GPU_IN_FLIGHT, SimulatedModel::scripted(cost));
-    server.set_forecast(forecast);
-    server.set_max_ttft(args.policy.max_ttft);
-    for Arrival { at, request } in arrivals {
-        server.arrive(at, vec![request]);
+    let run = |name: String, target: TargetItl| {
+        let model = SimulatedModel::scripted(cost.clone());
+        let mut server = VirtualTime::new(config.clone(), GPU_IN_FLIGHT, model);
+        server.set_forecast(forecast.clone().with_target_itl(target));
+        server.set_max_ttft(args.policy.max_ttft);
+        for Arrival { at, request } in &arrivals {
+            server.arrive(*at, vec![request.clone()]);
+        }
+        finish(name, server)
+    };
+    match args.target_itl[..] {
+        [] => Ok(vec![run("simulated".to_owned(), TargetItl::default())?]),
+        [target] => Ok(vec![run("simulated".to_owned(), target)?]),
+        ref targets => targets.iter().map(|target| run(format!("target ITL {target}"), *target)).collect(),
     }
-    finish("simulated", server)
 }
 
 fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
@@ -92,7 +101,7 @@ fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
 }
 
 /// Runs to the end, and prints the virtual and the real time.
-fn finish(name: &'static str, mut server: VirtualTime) -> anyhow::Result<FinishedRun> {
+fn finish(name: String, mut server: VirtualTime) -> anyhow::Result<FinishedRun> {
     let start = Instant::now();
     server.run()?;
     tracing::info!("{name}: {:.1} s in {:.2} s", server.now(), start.elapsed().as_secs_f64());
@@ -121,18 +130,28 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
     };
     print(&format!("{} plans, all equal\n", replayed.plans))?;
     let timelines = replayed.groups.iter().flatten().map(|request| request.timeline.clone()).collect();
-    let mut runs = vec![FinishedRun { name: "recorded", timelines, samples: replayed.samples.clone() }];
+    let mut runs =
+        vec![FinishedRun { name: "recorded".to_owned(), timelines, samples: replayed.samples.clone() }];
     if args.has_overrides() {
+        ensure!(args.target_itl.len() <= 1, "--target-itl: expected one target with --replay");
+        let recorded_target = recorded_target_itl(&trace.header.about)?;
         let about = Some(trace.header.about.as_slice());
         let as_recorded = Resimulation {
             name: "as recorded",
             inputs: CostInputs::new(&Overrides::default(), about)?,
             config: trace.header.config.clone(),
             max_ttft: None,
+            target_itl: recorded_target,
         };
         let inputs = CostInputs::new(&overrides(args), about)?;
         let config = scheduler_config(args, &inputs, Some(&trace.header.config))?;
-        let as_changed = Resimulation { name: "as changed", inputs, config, max_ttft: args.policy.max_ttft };
+        let as_changed = Resimulation {
+            name: "as changed",
+            inputs,
+            config,
+            max_ttft: args.policy.max_ttft,
+            target_itl: args.target_itl.first().copied().unwrap_or(recorded_target),
+        };
         for resimulation in [as_recorded, as_changed] {
             runs.push(resimulation.run(&replayed, trace.header.in_flight)?);
         }
@@ -146,19 +165,28 @@ struct Resimulation {
     inputs: CostInputs,
     config: SchedulerConfig,
     max_ttft: Option<f64>,
+    target_itl: TargetItl,
 }
 
 impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
-        let forecast = forecast(&cost, &self.config, 1.0);
+        let forecast = forecast(&cost, &self.config, 1.0).with_target_itl(self.target_itl);
         let model = SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width);
         let mut server = VirtualTime::new(self.config, in_flight, model);
         server.set_forecast(forecast);
         server.set_max_ttft(self.max_ttft);
         replay::resimulate(replayed, &mut server);
-        finish(self.name, server)
+        finish(self.name.to_owned(), server)
     }
+}
+
+/// The target of a recorded server.
+fn recorded_target_itl(about: &[(String, String)]) -> anyhow::Result<TargetItl> {
+    let text = about.iter().find(|(name, _)| name == "target_itl").map(|(_, value)| value.as_str());
+    text.map_or(Ok(TargetItl::default()), |text| {
+        target_itl(text).with_context(|| format!("the recording's target_itl: {text}"))
+    })
 }
 
 /// Arguments that override a recording, or the defaults of the cost model.
@@ -250,7 +278,8 @@ fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
         SimulationReport::new(timelines, &run.samples, slo)
     };
     let reports: Vec<SimulationReport> = runs.iter().zip(&timelines).map(report).collect();
-    let named: Vec<(&str, &SimulationReport)> = runs.iter().map(|run| run.name).zip(&reports).collect();
+    let names = runs.iter().map(|run| run.name.as_str());
+    let named: Vec<(&str, &SimulationReport)> = names.zip(&reports).collect();
     print(&table(&named))?;
     if let Some(path) = &args.json {
         let all: serde_json::Map<_, _> = named
@@ -264,10 +293,14 @@ fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
         let svg = simulation_plot::forecast_svg(&predicted_and_actual_ttft(requests))?;
         std::fs::write(path, svg).with_context(|| path.display().to_string())?;
     }
+    if let Some(path) = &args.target_itl_svg {
+        let svg = simulation_plot::target_itl_svg(&named)?;
+        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
+    }
     if let Some(path) = &args.svg {
         let runs = runs.iter().zip(&timelines);
         let runs = runs.map(|(run, timelines)| PlottedRun {
-            name: run.name,
+            name: &run.name,
             requests: timelines,
             samples: &run.samples,
         });

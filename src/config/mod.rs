@@ -51,6 +51,7 @@ pub(crate) use host::Host;
 pub use log::LogArgs;
 pub(crate) use parse::command;
 pub use parse::{parse, parse_from};
+pub(crate) use parsers::target_itl;
 pub use plan::PlanArgs;
 pub use serve::ServeArgs;
 pub(crate) use serve::{AdmissionArgs, NetworkArgs, SchedulingArgs};

@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{anyhow, bail, ensure};
 use clap::builder::{PathBufValueParser, TypedValueParser};
 
+use crate::engine::TargetItl;
 use crate::hub::ModelName;
+use crate::tools::ToolFormat;
 
 /// A model as operators name it: a directory, or `ORG/NAME[@REVISION]` on the Hugging Face hub. A name that
 /// cannot be one is refused, unless a directory or file has it.
@@ -16,8 +18,6 @@ pub(super) fn model() -> impl TypedValueParser<Value = PathBuf> {
         Err(message) => Err(anyhow!(message)),
     })
 }
-
-use crate::tools::ToolFormat;
 
 /// A value in an error message.
 pub(super) fn got(text: &str) -> String {
@@ -142,6 +142,18 @@ pub(super) fn positive(text: &str) -> anyhow::Result<f64> {
         Ok(value) if (1e-6..=1e9).contains(&value) => Ok(value),
         Ok(value) if value > 0.0 => bail!("expected a number from 1e-6 to 1e9, {}", got(text)),
         _ => bail!("expected a number above 0, {}", got(text)),
+    }
+}
+
+/// A target for the inter-token latency: seconds, `auto` or `off`.
+pub(crate) fn target_itl(text: &str) -> anyhow::Result<TargetItl> {
+    match text.trim().to_ascii_lowercase().as_str() {
+        "auto" => Ok(TargetItl::Auto),
+        "off" => Ok(TargetItl::Off),
+        number => match number.parse::<f64>() {
+            Ok(seconds) if (1e-6..=1e9).contains(&seconds) => Ok(TargetItl::Seconds(seconds)),
+            _ => bail!("expected seconds from 1e-6 to 1e9, auto or off, {}", got(text)),
+        },
     }
 }
 

@@ -17,10 +17,11 @@ use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
     RewardWeight, at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port,
-    positive, reward_weight, seconds, tokens, tool_format, trimmed_name, trimmed_secret,
+    positive, reward_weight, seconds, target_itl, tokens, tool_format, trimmed_name, trimmed_secret,
 };
 use super::{Host, Size};
 use crate::device::KvDtype;
+use crate::engine::TargetItl;
 use crate::model::Precision;
 use crate::scheduler::Policy;
 use crate::tools::ToolFormat;
@@ -245,6 +246,19 @@ pub(crate) struct SchedulingArgs {
         alias = "max-num-tokens"
     )]
     pub(crate) max_num_batched_tokens: usize,
+    /// Target for the inter-token latency of running streams: seconds, auto or off. Prompts are split into
+    /// chunks of at least 64 tokens so that a step beside running streams is predicted to take no longer. A
+    /// shorter target makes the first token of other requests later. With auto, steps are as short as they
+    /// can be while prompts are computed at 95 % of the tokens per second that --max-num-batched-tokens
+    /// gives. With off, only --max-num-batched-tokens limits a step
+    #[arg(
+        long,
+        env = "OCTANT_TARGET_ITL",
+        value_name = "SECONDS|auto|off",
+        default_value_t = TargetItl::Auto,
+        value_parser = target_itl
+    )]
+    pub(crate) target_itl: TargetItl,
     /// Memory of each rank for the KV cache, in bytes or with a unit, such as 4GiB or 512MiB [default: enough
     /// for --max-num-seqs full-length requests, at most the memory left. On a CPU, 20 % of the memory that
     /// the machine, control groups and resource limits leave, at least 64 MiB, is kept free]

@@ -7,10 +7,11 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, model, rank_count};
+use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, model, rank_count, target_itl};
 use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
+use crate::engine::TargetItl;
 use crate::model::Precision;
 use crate::scheduler::Policy;
 
@@ -251,6 +252,10 @@ pub struct SimulateArgs {
         )
     )]
     pub(crate) enable_prefix_caching: Option<bool>,
+    /// Target for the inter-token latency of running streams, as of octant serve: seconds, auto or off. Several
+    /// targets, separated by commas, are simulated one after another [default: auto, or as recorded]
+    #[arg(long, value_name = "SECONDS|auto|off", value_delimiter = ',', value_parser = target_itl)]
+    pub(crate) target_itl: Vec<TargetItl>,
     /// Scheduling policy and admission.
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
@@ -267,6 +272,10 @@ pub struct SimulateArgs {
     /// Write a plot of the runs to this SVG file
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Write a plot of the time to first token against the inter-token latency to this SVG file, with a point
+    /// for each --target-itl
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub(crate) target_itl_svg: Option<PathBuf>,
     /// Write a plot of predicted against simulated time to first token of each request to this SVG file
     #[arg(long, value_name = "FILE", conflicts_with = "replay")]
     pub(crate) forecast_svg: Option<PathBuf>,
@@ -288,6 +297,7 @@ impl SimulateArgs {
             || self.max_queue_requests.is_some()
             || self.max_queue_tokens.is_some()
             || self.enable_prefix_caching.is_some()
+            || !self.target_itl.is_empty()
             || self.policy != PolicyArgs::default()
     }
 }

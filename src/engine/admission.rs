@@ -10,7 +10,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::forecast::{Forecast, QueueState};
+use super::forecast::{Forecast, PromptLoad, QueueState};
 use crate::request::{Reject, Request, Tenant};
 use crate::scheduler::step_plan::BLOCK_TOKENS;
 use crate::scheduler::{Counts, Scheduler, SchedulerConfig, queue_limits};
@@ -64,6 +64,16 @@ pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Requ
         can_start: free_slots.min(startable_blocks(&counts) / mean_blocks),
         step_tokens: config.max_num_batched_tokens,
         steps_in_flight,
+    }
+}
+
+/// The load of the next step. Sequences of batches are no part of it.
+pub fn prompt_load(scheduler: &Scheduler) -> PromptLoad {
+    let counts = scheduler.counts();
+    PromptLoad {
+        decodes: counts.running,
+        waiting_tokens: counts.waiting_tokens + scheduler.unfed_tokens(),
+        step_tokens: scheduler.config().max_num_batched_tokens,
     }
 }
 

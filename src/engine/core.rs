@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use super::admission::{QueueSnapshot, WaitEstimate, WaitLimits, queue_state};
+use super::admission::{QueueSnapshot, WaitEstimate, WaitLimits, prompt_load, queue_state};
 use super::deadlines::Deadlines;
 use super::executor::{EngineError, Executor};
 use super::forecast::{Forecast, QueueState};
@@ -138,10 +138,13 @@ impl EngineCore {
         if self.in_flight.len() == self.max_in_flight {
             return None;
         }
-        let step = self.scheduler.plan();
+        let prompt_tokens = self.step_clock.forecast.prompt_tokens(&prompt_load(&self.scheduler));
+        let step = self.scheduler.plan(prompt_tokens);
         self.record(|| match &step {
-            Some(step) => Event::Plan { id: step.plan.id, fingerprint: step.plan.fingerprint() },
-            None => Event::NoPlan,
+            Some(step) => {
+                Event::Plan { id: step.plan.id, fingerprint: step.plan.fingerprint(), prompt_tokens }
+            }
+            None => Event::NoPlan { prompt_tokens },
         });
         step
     }

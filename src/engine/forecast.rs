@@ -1,11 +1,13 @@
 //! Predicts when a request gets its first token, and when the next sequence ends. Admission uses both
-//! predictions.
+//! predictions. Limits the prompt tokens of a step, so that running streams do not wait long for it.
 //!
 //! A step takes `base + per_token × tokens` seconds. The two coefficients are fitted to the steps so far by
 //! weighted least squares; later steps weigh more. Before the first step they are fitted to a few steps of
 //! the operator's cost model, if there is one. A sequence is expected to take as many steps as recently ended
 //! answers had tokens. Every prediction is computed from these three numbers without reading a clock, so
 //! predictions also work in virtual time.
+
+use std::fmt;
 
 /// Factor by which each step lowers the weight of all earlier steps.
 const STEP_DECAY: f64 = 0.99;
@@ -15,6 +17,38 @@ const ANSWER_DECAY: f64 = 0.97;
 /// as.
 const USUAL_ANSWER: (f64, f64) = (128.0, 1.0);
 
+/// Prompt tokens that a step may have whatever the target is. Fewer would hardly shorten the step.
+const LEAST_PROMPT_TOKENS: usize = 64;
+/// With [`TargetItl::Auto`] and many waiting prompts, they are computed at least at this share of the tokens per
+/// second of the longest step.
+const AUTO_SHARE: f64 = 0.95;
+/// With [`TargetItl::Auto`], steps are short if they compute all waiting prompts within this many seconds.
+const LIGHT_LOAD: f64 = 1.0;
+
+/// Target for the inter-token latency of running streams. Prompts are split into chunks so that a step beside
+/// streams is predicted to take no longer.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub enum TargetItl {
+    /// Steps twice as long as one without prompts, if they compute all waiting prompts within a second.
+    /// Otherwise the shortest steps that compute prompts at 95 % of the tokens per second of the longest step.
+    #[default]
+    Auto,
+    /// No target: steps have as many prompt tokens as fit.
+    Off,
+    /// Seconds of a step.
+    Seconds(f64),
+}
+
+impl fmt::Display for TargetItl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Seconds(seconds) => write!(f, "{seconds}"),
+        }
+    }
+}
+
 /// Recent step times and answer lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Forecast {
@@ -22,6 +56,7 @@ pub struct Forecast {
     sums: [f64; 5],
     /// Weighted sums of generated tokens and of ended answers.
     answers: (f64, f64),
+    target_itl: TargetItl,
 }
 
 /// The queue and the running sequences that a new request finds.
@@ -44,9 +79,21 @@ pub struct QueueState {
     pub steps_in_flight: usize,
 }
 
+/// The prompts that wait, and the sequences that generate, when a step is planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptLoad {
+    /// Sequences that generate.
+    pub decodes: usize,
+    /// Prompt tokens of waiting and running sequences that no step has planned yet.
+    pub waiting_tokens: usize,
+    /// The most tokens of a step.
+    pub step_tokens: usize,
+}
+
 impl Default for Forecast {
     fn default() -> Self {
-        Self { sums: [0.0; 5], answers: (USUAL_ANSWER.0 * USUAL_ANSWER.1, USUAL_ANSWER.1) }
+        let answers = (USUAL_ANSWER.0 * USUAL_ANSWER.1, USUAL_ANSWER.1);
+        Self { sums: [0.0; 5], answers, target_itl: TargetItl::Off }
     }
 }
 
@@ -56,6 +103,11 @@ impl Forecast {
         let mut forecast = Self::default();
         steps.iter().for_each(|(tokens, seconds)| forecast.step(*tokens, *seconds));
         forecast
+    }
+
+    /// The same forecast of an engine with this target.
+    pub fn with_target_itl(self, target_itl: TargetItl) -> Self {
+        Self { target_itl, ..self }
     }
 
     /// Adds a step of `tokens` tokens that took `seconds`. Ignores times that are negative or not finite.
@@ -106,6 +158,40 @@ impl Forecast {
         self.step_takes(tokens).map(|line| line.max(times * y / n))
     }
 
+    /// The most prompt tokens of the next step if it also generates for running sequences: a multiple of 64,
+    /// or `None` for no limit.
+    pub fn prompt_tokens(&self, load: &PromptLoad) -> Option<usize> {
+        let (base, per_token) = self.coefficients();
+        if per_token <= 0.0 {
+            return None;
+        }
+        let decodes = load.decodes as f64;
+        let tokens = match self.target_itl {
+            TargetItl::Off => return None,
+            TargetItl::Seconds(target) => (target - base) / per_token - decodes,
+            TargetItl::Auto => {
+                let decode_step = base + per_token * decodes;
+                // Tokens that make the step twice as long as one that only generates.
+                let short = (decode_step / per_token).max(LEAST_PROMPT_TOKENS as f64);
+                let steps = load.waiting_tokens as f64 / short;
+                let is_light = steps * (decode_step + per_token * short) <= LIGHT_LOAD;
+                if is_light { short } else { short.max(self.efficient_chunk(load.step_tokens)) }
+            }
+        };
+        // The cast turns what is below 0 into 0.
+        let chunks = (tokens as usize / LEAST_PROMPT_TOKENS).max(1);
+        Some(chunks.saturating_mul(LEAST_PROMPT_TOKENS)).filter(|tokens| *tokens < load.step_tokens)
+    }
+
+    /// Tokens of the shortest chunks that compute a prompt at [`AUTO_SHARE`] of the tokens per second that
+    /// chunks of `step_tokens` tokens give. In chunks of n tokens, a token takes base / n + per_token seconds.
+    fn efficient_chunk(&self, step_tokens: usize) -> f64 {
+        let (base, per_token) = self.coefficients();
+        let longest = base / step_tokens as f64 + per_token;
+        let chunk = base / (longest / AUTO_SHARE - per_token);
+        (chunk / LEAST_PROMPT_TOKENS as f64).ceil() * LEAST_PROMPT_TOKENS as f64
+    }
+
     /// Expected tokens of an answer; at least 1.
     pub fn answer_tokens(&self) -> f64 {
         (self.answers.0 / self.answers.1).max(1.0)
@@ -122,7 +208,14 @@ impl Forecast {
         let (base, per_token) = self.coefficients();
         let decodes = queue.running as f64;
         let (tokens_ahead, prompt) = (queue.tokens_ahead as f64, queue.prompt_tokens as f64);
+        let load = PromptLoad {
+            decodes: queue.running,
+            waiting_tokens: queue.tokens_ahead + queue.prompt_tokens,
+            step_tokens: queue.step_tokens,
+        };
+        let limit = self.prompt_tokens(&load).filter(|_| queue.running > 0);
         let prefill_tokens = (queue.step_tokens as f64 - decodes).max(1.0);
+        let prefill_tokens = limit.map_or(prefill_tokens, |limit| prefill_tokens.min(limit as f64));
         let must_end = (queue.requests_ahead + 1).saturating_sub(queue.can_start) as f64;
         let most_running = queue.running + queue.can_start;
         let steps_until_ended =

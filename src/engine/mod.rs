@@ -29,7 +29,7 @@ mod usage;
 
 pub use self::core::{CollectedStep, EngineCore, StepReport, Submission, SubmitOptions};
 pub use executor::{EngineError, Executor};
-pub use forecast::{Forecast, QueueState};
+pub use forecast::{Forecast, PromptLoad, QueueState, TargetItl};
 pub use handle::{AbortedRequest, EngineHandle, QueuePermit, UpdateStream};
 pub use heartbeat::{AtomicInstant, Heartbeat, Snapshot};
 pub use metrics::{EngineMetrics, KeyCounters};

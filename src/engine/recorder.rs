@@ -25,10 +25,15 @@ pub enum Event {
         id: u64,
         /// See [`crate::scheduler::step_plan::StepPlan::fingerprint`].
         fingerprint: u64,
+        /// The limit on prompt tokens that the scheduler was given.
+        prompt_tokens: Option<usize>,
     },
     /// Nothing could be planned. Recorded too, since planning may preempt sequences and refresh cached
     /// prefixes even if it returns no plan.
-    NoPlan,
+    NoPlan {
+        /// The limit on prompt tokens that the scheduler was given.
+        prompt_tokens: Option<usize>,
+    },
     /// A step was committed.
     Commit {
         /// The plan's id.

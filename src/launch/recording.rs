@@ -22,6 +22,7 @@ pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Re
         ("precision", name(&p.precision)),
         ("kv", name(&p.kv)),
         ("deterministic", p.config.device.deterministic.to_string()),
+        ("target_itl", p.config.scheduling.target_itl.to_string()),
     ];
     let about = about.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let header = TraceHeader { config: scheduler_config(p), in_flight: devices.in_flight(), about };

@@ -65,6 +65,7 @@ struct Ranks<D, C> {
 
 /// Options of the engine.
 fn options(p: &Prepared, in_flight: usize, forecast: Forecast) -> EngineOptions {
+    let forecast = forecast.with_target_itl(p.config.scheduling.target_itl);
     EngineOptions {
         recorder: p.recorder.clone(),
         max_ttft: p.config.admission.max_ttft.map(Duration::from_secs_f64),

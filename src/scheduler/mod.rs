@@ -291,15 +291,18 @@ impl Scheduler {
         }
     }
 
-    /// Plans the next step. `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
+    /// Plans the next step. Beside running live sequences it has at most `prompt_tokens` tokens of prompts, so
+    /// that their next tokens do not wait long for it. `None` is no limit.
+    ///
+    /// Returns `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
     /// While batches have the device alone, one step is in flight: a live request that arrives then waits for
     /// the rest of that step and for no other.
-    pub fn plan(&mut self) -> Option<PlannedStep> {
+    pub fn plan(&mut self, prompt_tokens: Option<usize>) -> Option<PlannedStep> {
         let most = if self.batches_alone() { 1 } else { MAX_IN_FLIGHT };
         if self.steps_in_flight() >= most {
             return None;
         }
-        let (rows, planned) = self.plan_rows();
+        let (rows, planned) = self.plan_rows(prompt_tokens);
         if rows.is_empty() {
             return None;
         }

@@ -32,13 +32,31 @@ pub(super) struct Draft {
     planned: Vec<PlannedRow>,
     /// Tokens that may still be planned.
     budget: usize,
+    /// Tokens of prompts that may still be planned, if the budget allows.
+    prompt_budget: usize,
     /// Blocks that leaving sequences will free, less one for each decode row that waits for such a block.
     pub(super) promised: usize,
 }
 
 impl Draft {
-    fn add(&mut self, sequence: &mut Sequence) {
-        let len = sequence.pending().min(self.budget);
+    /// Tokens of prompts that may still be planned.
+    fn prompt_tokens_left(&self) -> usize {
+        self.budget.min(self.prompt_budget)
+    }
+
+    /// Adds a chunk of a prompt.
+    fn add_prompt(&mut self, sequence: &mut Sequence) {
+        let len = sequence.pending().min(self.prompt_tokens_left());
+        self.prompt_budget -= len;
+        self.add(sequence, len);
+    }
+
+    /// Adds a decode row.
+    fn add_decode(&mut self, sequence: &mut Sequence) {
+        self.add(sequence, 1);
+    }
+
+    fn add(&mut self, sequence: &mut Sequence, len: usize) {
         self.budget -= len;
         let (row, planned) = sequence.row(len);
         self.rows.push(row);
@@ -49,13 +67,14 @@ impl Draft {
 impl Scheduler {
     /// Plans the rows of the next step. Empty only if nothing waits or runs, or everything that runs awaits
     /// the step in flight.
-    pub(super) fn plan_rows(&mut self) -> (Vec<Row>, Vec<PlannedRow>) {
+    pub(super) fn plan_rows(&mut self, prompt_tokens: Option<usize>) -> (Vec<Row>, Vec<PlannedRow>) {
         let promised = self.leaving.values().map(|leaving| frees(&leaving.sequence)).sum();
         let budget = self.config.max_num_batched_tokens;
         // Most running sequences get a row: with this capacity the lists are not reallocated.
         let capacity = self.running.len() + 8;
         let (rows, planned) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
-        let mut draft = Draft { rows, planned, budget, promised };
+        let prompt_budget = prompt_tokens.filter(|_| self.streams_run()).unwrap_or(budget);
+        let mut draft = Draft { rows, planned, budget, prompt_budget, promised };
         self.yield_to_live(&mut draft);
         self.plan_decodes(&mut draft, LIVE);
         let decodes = draft.rows.len();
@@ -65,7 +84,7 @@ impl Scheduler {
         self.plan_decodes(&mut draft, OF_BATCHES);
         // A first token of a live request does not wait for a batch's prompt.
         if !live_prompts {
-            draft.budget = draft.budget.min(self.batch_prompt_tokens());
+            draft.prompt_budget = draft.prompt_budget.min(self.batch_prompt_tokens());
             self.plan_prefills(&mut draft, OF_BATCHES);
             if self.waiting.is_empty() {
                 self.plan_starts(&mut draft, true);
@@ -85,9 +104,14 @@ impl Scheduler {
             }
             if self.make_room(order, draft) {
                 let sequence = self.running.get_mut(&order).expect("room was made for it");
-                draft.add(sequence);
+                draft.add_decode(sequence);
             }
         }
+    }
+
+    /// Whether a live sequence generates: its next token waits for every step.
+    fn streams_run(&self) -> bool {
+        self.running_live().any(|sequence| sequence.pending() <= 1)
     }
 
     /// Plans decode rows in order, up to the first that needs a block while none is free. Returns that
@@ -106,7 +130,7 @@ impl Scheduler {
             {
                 return Some(*order);
             }
-            draft.add(sequence);
+            draft.add_decode(sequence);
         }
         None
     }
@@ -154,10 +178,10 @@ impl Scheduler {
     fn plan_prefills(&mut self, draft: &mut Draft, kind: Kind) {
         let sequences = self.running.range_mut(kind).map(|(_, sequence)| sequence);
         for sequence in sequences.filter(|sequence| sequence.pending() > 1) {
-            if draft.budget == 0 {
+            if draft.prompt_tokens_left() == 0 {
                 return;
             }
-            draft.add(sequence);
+            draft.add_prompt(sequence);
         }
     }
 
@@ -167,14 +191,14 @@ impl Scheduler {
         // Requests of batches do not age.
         let ageing = if batch { 0 } else { self.config.policy.ageing_steps };
         let step = self.totals.steps;
-        while draft.budget > 0
+        while draft.prompt_tokens_left() > 0
             && let Some((order, class)) = self.queue(batch).first(step, ageing)
             && let Some(slot) = self.take_slot(batch, draft)
         {
             let order = Order { class, ..order };
             let Some(order) = self.start(order, slot, draft) else { return };
             let sequence = self.running.get_mut(&order).expect("it has just started");
-            draft.add(sequence);
+            draft.add_prompt(sequence);
         }
     }
 

@@ -134,12 +134,13 @@ impl Replayer {
                 request.timeline.outcome = RequestOutcome::Left;
                 Ok(())
             }
-            Event::NoPlan => match self.scheduler.plan() {
+            Event::NoPlan { prompt_tokens } => match self.scheduler.plan(*prompt_tokens) {
                 Some(step) => Err(ReplayMismatch(format!("expected no plan, got plan {}", step.plan.id))),
                 None => Ok(()),
             },
-            Event::Plan { id, fingerprint } => {
-                let step = self.scheduler.plan().ok_or_else(|| format!("expected plan {id}, got no plan"))?;
+            Event::Plan { id, fingerprint, prompt_tokens } => {
+                let step = self.scheduler.plan(*prompt_tokens);
+                let step = step.ok_or_else(|| format!("expected plan {id}, got no plan"))?;
                 let plan = step.plan;
                 self.in_flight.push_back(step.rows);
                 if (plan.id, plan.fingerprint()) != (*id, *fingerprint) {

@@ -1,5 +1,6 @@
 //! Simulated or recorded runs as SVG: the load of the server over time, and the latencies of requests.
 
+use super::simulation_report::SimulationReport;
 use super::timeline::{RequestTimeline, ServerSample};
 use crate::plot::{Figure, Panel, Series, svg as draw};
 
@@ -76,6 +77,29 @@ pub fn svg(runs: &[PlottedRun<'_>]) -> anyhow::Result<String> {
                 series: cumulative(|request| request.gaps().map(|seconds| 1e3 * seconds).collect()),
             },
         ],
+    })
+}
+
+/// Draws what a target for the inter-token latency costs: TTFT over inter-token latency, median and 99th
+/// percentile, with a point for each run.
+///
+/// # Errors
+/// The drawing library's error.
+pub fn target_itl_svg(runs: &[(&str, &SimulationReport)]) -> anyhow::Result<String> {
+    let curve = |name: &str, ttft: fn(&SimulationReport) -> f64| {
+        let point = |(_, report): &(&str, &SimulationReport)| (1e3 * report.itl.p99, 1e3 * ttft(report));
+        Series::over_time(name, runs.iter().map(point).collect(), false)
+    };
+    draw(&Figure {
+        title: "",
+        panel_size: (700, 460),
+        columns: 1,
+        panels: vec![Panel {
+            title: "TTFT over inter-token latency, one point for each target",
+            x: "ITL, 99th percentile, ms",
+            y: "TTFT, ms",
+            series: vec![curve("median", |report| report.ttft.p50), curve("99th percentile", |r| r.ttft.p99)],
+        }],
     })
 }
 

@@ -29,8 +29,8 @@ use crate::engine::{Recorder, SchedulerConfig};
 const MAGIC: &[u8; 6] = b"OCTREC";
 /// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
 /// events, version 3 no progress of grammars, version 4 no batches, version 5 no start of the scores of a
-/// prompt and no reward heads.
-const VERSION: &[u8; 2] = b"06";
+/// prompt and no reward heads, version 6 no limit on the prompt tokens of a step.
+const VERSION: &[u8; 2] = b"07";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;
 /// Bytes of a frame after its payload.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::simulated_model::SimulatedModel;
 use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::Forecast;
-use crate::engine::admission::queue_state;
+use crate::engine::admission::{prompt_load, queue_state};
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
 use crate::scheduler::{
@@ -119,7 +119,8 @@ impl VirtualTime {
         }
     }
 
-    /// Predicts the TTFT of every later request on arrival, as the engine does.
+    /// Predicts the TTFT of every later request on arrival, and limits the prompt tokens of steps, as the
+    /// engine does.
     pub fn set_forecast(&mut self, forecast: Forecast) {
         self.forecast = Some(forecast);
     }
@@ -169,7 +170,7 @@ impl VirtualTime {
         }
         self.apply_due_actions();
         while self.in_flight.len() < self.max_in_flight
-            && let Some(PlannedStep { plan, rows }) = self.scheduler.plan()
+            && let Some(PlannedStep { plan, rows }) = self.scheduler.plan(self.prompt_tokens())
         {
             let (output, time) = self.model.step(&plan);
             let took = time.total();
@@ -202,6 +203,11 @@ impl VirtualTime {
         }
         self.samples.push(ServerSample::new(self.now, &self.scheduler.counts()));
         Ok(StepOutcome::Step)
+    }
+
+    /// The limit on prompt tokens of the next step.
+    fn prompt_tokens(&self) -> Option<usize> {
+        self.forecast.as_ref()?.prompt_tokens(&prompt_load(&self.scheduler))
     }
 
     /// Applies the arrivals and disconnects whose time has come.

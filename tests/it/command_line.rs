@@ -254,6 +254,8 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
             "--gpu-memory-utilization: expected a fraction above 0, at most 1, got `0`",
         ),
         ("DIR --kv-reserve 2", "--kv-reserve: expected a fraction from 0 to 1, got `2`"),
+        ("DIR --target-itl 50ms", "--target-itl: expected seconds from 1e-6 to 1e9, auto or off, got `50ms`"),
+        ("DIR --target-itl 0", "--target-itl: expected seconds from 1e-6 to 1e9, auto or off, got `0`"),
         ("DIR --quantization awq", "--quantization: got `awq`; possible values: fp8, none"),
         ("DIR --kv-cache-dtype=", "--kv-cache-dtype: expected a value, got none; possible values: fp8, bf16"),
         ("DIR --device gpu", "--device: got `gpu`; possible values: cpu, cuda, simulate"),

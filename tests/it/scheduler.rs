@@ -23,6 +23,8 @@ pub struct Bench {
     /// Steps in flight with their outputs, earliest first.
     in_flight: VecDeque<(PlannedRows, StepOutput)>,
     pub heard: HashMap<u64, Vec<Update>>,
+    /// The limit on prompt tokens of every plan.
+    pub prompt_tokens: Option<usize>,
     next_id: u64,
 }
 
@@ -30,7 +32,8 @@ impl Bench {
     pub fn new(config: SchedulerConfig) -> Self {
         let model = FakeModel::new(&config);
         let scheduler = Scheduler::new(config);
-        Self { scheduler, model, in_flight: VecDeque::new(), heard: HashMap::new(), next_id: 0 }
+        let (in_flight, heard) = (VecDeque::new(), HashMap::new());
+        Self { scheduler, model, in_flight, heard, prompt_tokens: None, next_id: 0 }
     }
 
     /// Submits a group; ids count up from 0.
@@ -53,7 +56,7 @@ impl Bench {
 
     /// Plans and executes a step.
     pub fn plan(&mut self) -> Option<StepPlan> {
-        let PlannedStep { plan, rows } = self.scheduler.plan()?;
+        let PlannedStep { plan, rows } = self.scheduler.plan(self.prompt_tokens)?;
         self.recount();
         self.in_flight.push_back((rows, self.model.step(&plan)));
         Some((*plan).clone())

@@ -39,7 +39,7 @@ const BOUNDARIES: [(&str, &[&str]); 31] = [
     ("eval", &["http_client", "python_regex"]),
     ("stdio", &[]),
     ("hub", &["http_client", "stdio"]),
-    ("config", &["scheduler", "model", "device", "cost", "machine", "stdio", "hub", "tools"]),
+    ("config", &["scheduler", "engine", "model", "device", "cost", "machine", "stdio", "hub", "tools"]),
     ("synth", &["http_client", "hub", "random", "statistics", "stdio"]),
     (
         "launch",

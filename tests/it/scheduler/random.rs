@@ -86,8 +86,10 @@ fn play(
     config: SchedulerConfig,
     events: Vec<Event>,
     in_flight: usize,
+    prompt_tokens: Option<usize>,
 ) -> (Bench, Vec<(u64, Request, bool)>, usize) {
     let mut bench = Bench::new(config);
+    bench.prompt_tokens = prompt_tokens;
     let mut all: Vec<(u64, Request, bool)> = Vec::new();
     let mut steps = 0;
     for event in events {
@@ -123,8 +125,9 @@ proptest! {
         config in any_config(),
         events in prop::collection::vec(any_event(), 1..60),
         in_flight in 1..3usize,
+        prompt_tokens in prop::option::of(1..100usize),
     ) {
-        let (bench, all, steps) = play(config, events, in_flight);
+        let (bench, all, steps) = play(config, events, in_flight, prompt_tokens);
         for (id, request, aborted) in &all {
             let expected = alone(request, VOCAB);
             match bench.answer(*id) {
@@ -156,7 +159,7 @@ proptest! {
         in_flight in 1..3usize,
     ) {
         let (config, events) = scored(config, events);
-        let (bench, all, _) = play(config, events, in_flight);
+        let (bench, all, _) = play(config, events, in_flight, None);
         for (id, request, aborted) in &all {
             match bench.answer(*id) {
                 Some(answer) => prop_assert_eq!(answer, alone(request, VOCAB), "request {}", id),
@@ -176,7 +179,7 @@ fn small_pools_force_preemption_and_sharing() {
     for in_flight in [1, 2] {
         let long = |first: u32| request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
         let events = [0, 0, 1, 0, 2, 0].map(|first| Event::Submit(vec![long(first)])).to_vec();
-        let (bench, all, _) = play(config.clone(), events, in_flight);
+        let (bench, all, _) = play(config.clone(), events, in_flight, None);
         for (id, request, _) in &all {
             assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "request {id}, {in_flight} in flight");
         }

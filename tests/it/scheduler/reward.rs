@@ -175,7 +175,7 @@ fn an_executor_that_returns_too_few_values_fails_the_request() {
     for got in [None, Some([1.0, 2.0].into())] {
         let mut scheduler = Scheduler::new(scoring());
         scheduler.submit(vec![(RequestId(1), scored(vec![4]))]).unwrap();
-        let PlannedStep { plan, rows } = scheduler.plan().unwrap();
+        let PlannedStep { plan, rows } = scheduler.plan(None).unwrap();
         let count = if got.is_some() { 2 } else { 0 };
         let row = RowOutput { reward: got, ..RowOutput::default() };
         let output = StepOutput { id: plan.id, rows: vec![row], ..StepOutput::default() };

@@ -46,6 +46,47 @@ fn decode_rows_come_first_and_prompts_get_the_rest_of_the_budget() {
     assert_eq!(lengths, [1, 1, 62]);
 }
 
+/// Tokens of each row of the next step.
+fn lengths(bench: &mut Bench) -> Vec<usize> {
+    bench.step().rows.iter().map(|row| row.tokens.len()).collect()
+}
+
+#[test]
+fn prompts_beside_a_stream_share_the_limit_on_their_tokens() {
+    let mut bench = Bench::new(config());
+    bench.prompt_tokens = Some(20);
+    bench.submit(request(prompt(0, 50), 2));
+    assert_eq!(lengths(&mut bench), [50], "no stream waits for this step");
+    bench.submit(request(prompt(20, 30), 2));
+    bench.submit(request(prompt(40, 30), 2));
+    assert_eq!(lengths(&mut bench), [1, 20]);
+    assert_eq!(lengths(&mut bench), [30], "the stream has ended");
+    assert_eq!(lengths(&mut bench), [1, 10]);
+}
+
+#[test]
+fn a_step_in_flight_counts_its_sequence_as_a_stream() {
+    let mut bench = Bench::new(config());
+    bench.prompt_tokens = Some(8);
+    bench.submit(request(prompt(0, 10), 1));
+    assert_eq!(bench.plan().expect("a prompt waits").rows.len(), 1);
+    bench.submit(request(prompt(20, 30), 2));
+    let plan = bench.plan().expect("a prompt waits");
+    assert_eq!(plan.rows[0].tokens.len(), 8, "the first request's token waits for this step");
+}
+
+#[test]
+fn the_limit_does_not_hold_back_decode_rows_of_batches() {
+    let mut bench = Bench::new(config());
+    bench.prompt_tokens = Some(8);
+    (0..2).for_each(|i| _ = bench.submit(Request { batch: true, ..request(prompt(10 * i, 9), 9) }));
+    bench.step();
+    bench.submit(request(prompt(50, 10), 4));
+    assert_eq!(lengths(&mut bench), [10, 1, 1], "no live stream runs, and the batches generate");
+    bench.submit(request(prompt(70, 10), 4));
+    assert_eq!(lengths(&mut bench), [1, 8, 1, 1]);
+}
+
 #[test]
 fn decode_rows_may_leave_a_prompt_one_token_a_step() {
     let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 9, max_num_batched_tokens: 9, ..config() });
@@ -234,7 +275,7 @@ fn blocks_of_a_failed_request_leave_the_prefix_cache() {
 fn outcome_of(output: RowOutput) -> Option<Finish> {
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let PlannedStep { plan, rows } = bench.scheduler.plan().expect("a request waits");
+    let PlannedStep { plan, rows } = bench.scheduler.plan(None).expect("a request waits");
     let output = StepOutput { id: plan.id, rows: vec![output], ..StepOutput::default() };
     let updates = bench.scheduler.commit(rows, output).expect("the output fits its plan");
     updates[0].1.finish.clone()
@@ -259,7 +300,7 @@ fn an_output_that_fits_no_plan_is_refused() {
     let commit = |change: fn(&mut StepOutput)| {
         let mut bench = Bench::new(config());
         bench.submit(request(vec![1], 9));
-        let PlannedStep { plan, rows } = bench.scheduler.plan().unwrap();
+        let PlannedStep { plan, rows } = bench.scheduler.plan(None).unwrap();
         let mut output = StepOutput { id: plan.id, rows: vec![sampled(1)], ..StepOutput::default() };
         change(&mut output);
         bench.scheduler.commit(rows, output)
@@ -269,7 +310,7 @@ fn an_output_that_fits_no_plan_is_refused() {
     assert!(commit(|_| ()).is_ok());
     let mut bench = Bench::new(config());
     bench.submit(request(vec![1], 9));
-    let (first, second) = (bench.scheduler.plan().unwrap(), bench.scheduler.plan().unwrap());
+    let (first, second) = (bench.scheduler.plan(None).unwrap(), bench.scheduler.plan(None).unwrap());
     let output =
         |step: &PlannedStep| StepOutput { id: step.plan.id, rows: vec![sampled(1)], ..StepOutput::default() };
     let outputs = [output(&first), output(&second)];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use octant::cost::RowShape;
 use octant::engine::admission::{QueueSnapshot, queue_state, retry_after};
-use octant::engine::{Forecast, QueueState, RequestId};
+use octant::engine::{Forecast, PromptLoad, QueueState, RequestId, TargetItl};
 use octant::random::Random;
 use octant::request::Tenant;
 use octant::scheduler::{Scheduler, SchedulerConfig};
@@ -74,6 +74,57 @@ fn ttft_includes_prompts_ahead_and_the_wait_for_a_slot() {
     close(short.next_end(4), 0.0104 * 8.0 / 4.0);
 }
 
+/// Prompt tokens of a step beside `decodes` streams, with `waiting_tokens` tokens of prompts to compute.
+fn prompt_tokens(target: TargetItl, decodes: usize, waiting_tokens: usize) -> Option<usize> {
+    let load = PromptLoad { decodes, waiting_tokens, step_tokens: 2048 };
+    known().with_target_itl(target).prompt_tokens(&load)
+}
+
+#[test]
+fn a_target_limits_the_prompt_tokens_of_a_step() {
+    let seconds = TargetItl::Seconds;
+    // 10 ms and 0.1 ms per token: 40 ms have room for 300 tokens, of which 10 are of streams.
+    assert_eq!(prompt_tokens(seconds(0.04), 10, 9999), Some(256), "290, in whole blocks of 64");
+    assert_eq!(prompt_tokens(seconds(0.04), 100, 9999), Some(192));
+    assert_eq!(prompt_tokens(seconds(0.001), 10, 9999), Some(64), "prompts are never held back");
+    assert_eq!(prompt_tokens(seconds(0.04), 1000, 9999), Some(64));
+    assert_eq!(prompt_tokens(seconds(9.0), 10, 9999), None, "the whole step is short enough");
+    assert_eq!(prompt_tokens(TargetItl::Off, 10, 9999), None);
+    let load = PromptLoad { decodes: 1, waiting_tokens: 1, step_tokens: 2048 };
+    let unknown = Forecast::default().with_target_itl(seconds(0.04));
+    assert_eq!(unknown.prompt_tokens(&load), None, "no step is known");
+}
+
+#[test]
+fn without_a_target_steps_are_short_until_prompts_wait_too_long() {
+    // A step of 10 streams takes 11 ms; with 110 tokens of prompts it takes twice as long.
+    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 100), Some(64));
+    assert_eq!(prompt_tokens(TargetItl::Auto, 300, 100), Some(384), "a step of 300 streams takes 40 ms");
+    // Short steps compute 5,000 tokens a second.
+    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 4_900), Some(64));
+    let chunk = prompt_tokens(TargetItl::Auto, 10, 5_100).expect("a limit");
+    let rate = |tokens: f64| tokens / (0.01 + 0.0001 * tokens);
+    assert!(rate(chunk as f64) >= 0.95 * rate(2048.0), "{chunk}");
+    assert!(rate((chunk - 64) as f64) < 0.95 * rate(2048.0), "{chunk} is not the shortest");
+}
+
+/// Several prompts wait longer where a step takes fewer of their tokens.
+#[test]
+fn ttft_includes_the_limit_on_prompt_tokens() {
+    let busy = QueueState {
+        prompt_tokens: 640,
+        running: 10,
+        can_start: 4,
+        step_tokens: 2048,
+        ..QueueState::default()
+    };
+    close(known().first_token(&busy), 0.01 + 650.0 * 0.0001);
+    let limited = known().with_target_itl(TargetItl::Seconds(0.018));
+    close(limited.first_token(&busy), 10.0 * 0.01 + (640.0 + 10.0 * 10.0) * 0.0001);
+    let idle = QueueState { running: 0, ..busy };
+    close(limited.first_token(&idle), 0.01 + 640.0 * 0.0001);
+}
+
 /// A request that is refused before its prompt is tokenised would also be refused after.
 #[test]
 fn the_wait_without_the_prompt_is_a_lower_bound() {
@@ -86,7 +137,7 @@ fn the_wait_without_the_prompt_is_a_lower_bound() {
             (Scheduler::new(config.clone()), SimulatedModel::new(cost(), asked::voice()));
         let mut in_flight = VecDeque::new();
         let mut launch = |scheduler: &mut Scheduler, in_flight: &mut VecDeque<_>| {
-            let step = scheduler.plan();
+            let step = scheduler.plan(None);
             in_flight.extend(step.map(|step| (step.rows, model.step(&step.plan).0)));
         };
         let alike = below(&mut draws, 2) == 0;

@@ -2,7 +2,9 @@
 
 use std::time::Instant;
 
-use octant::engine::{Engine, EngineCore, EngineOptions, Recorder, RequestId, Submission, SubmitOptions};
+use octant::engine::{
+    Engine, EngineCore, EngineOptions, Forecast, Recorder, RequestId, Submission, SubmitOptions, TargetItl,
+};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::replay;
 use octant::simulator::trace::{Trace, TraceEnd, TraceHeader, write_events, write_header};
@@ -16,7 +18,9 @@ use crate::scheduler::random::{Event, any_config, any_event, scored};
 /// Applies events to a recorded pipeline; returns the recording and the number of plans.
 fn record(config: &SchedulerConfig, events: Vec<Event>, in_flight: usize) -> (Vec<u8>, u64) {
     let (recorder, listener) = Recorder::new(1 << 20);
-    let options = EngineOptions { recorder: Some(recorder), ..EngineOptions::new(in_flight) };
+    // Steps that take 1 ms per token: the limit on prompt tokens depends on the load.
+    let forecast = Forecast::new(&[(1, 0.101), (100, 0.2)]).with_target_itl(TargetItl::Seconds(0.17));
+    let options = EngineOptions { recorder: Some(recorder), forecast, ..EngineOptions::new(in_flight) };
     let mut core = EngineCore::new(config.clone(), options);
     let mut executor = FakeExecutor::new(config);
     let (mut ids, mut plans) = (0, 0);

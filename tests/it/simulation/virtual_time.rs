@@ -1,6 +1,7 @@
 //! Simulations in virtual time: counts, step times, determinism, and changed settings.
 
-use octant::engine::{Engine, Recorder, SubmitOptions};
+use octant::cost::RowShape;
+use octant::engine::{Engine, Forecast, Recorder, SubmitOptions, TargetItl};
 use octant::scheduler::SchedulerConfig;
 use octant::simulator::replay::{replay, resimulate};
 use octant::simulator::simulation_report::{SimulationReport, Slo};
@@ -66,6 +67,31 @@ fn ten_thousand_requests_are_all_answered() {
         "{report:?}"
     );
     assert!(report.kv_max <= 1.0 && report.kv_mean <= report.kv_max, "{report:?}");
+}
+
+/// Streams with prompts that arrive beside them: 2 requests a second of 1,500 tokens and 200 tokens of answer.
+fn with_target(target: TargetItl) -> SimulationReport {
+    let config = SchedulerConfig { max_num_batched_tokens: 2048, max_num_seqs: 64, ..config() };
+    let mut server =
+        server(SchedulerConfig { num_blocks: 4096, ..config }, &synthetic(200, 2.0, 1500.0, 200.0));
+    let step = |tokens| (tokens as usize, cost().step([RowShape { tokens, position: 0, logits: 1 }]).total());
+    server.set_forecast(Forecast::new(&[1, 1024, 2048].map(step)).with_target_itl(target));
+    server.run().unwrap();
+    report(&server)
+}
+
+#[test]
+fn a_target_shortens_the_wait_between_tokens() {
+    let [off, auto, seconds] = [TargetItl::Off, TargetItl::Auto, TargetItl::Seconds(0.06)].map(with_target);
+    println!("off {:?}, auto {:?}, 60 ms {:?}", off.itl, auto.itl, seconds.itl);
+    assert!(off.itl.p99 > 0.15, "{:?}", off.itl);
+    assert!(auto.itl.p99 < 0.6 * off.itl.p99, "{:?} {:?}", auto.itl, off.itl);
+    assert!(seconds.itl.p99 < 0.066, "{:?}", seconds.itl);
+    for limited in [&auto, &seconds] {
+        let share = limited.generated_tokens_per_second / off.generated_tokens_per_second;
+        assert!(share > 0.95, "{share} of the throughput");
+        assert!(limited.ttft.p50 < 4.0 * off.ttft.p50, "{:?} {:?}", limited.ttft, off.ttft);
+    }
 }
 
 #[test]
