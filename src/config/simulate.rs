@@ -252,8 +252,8 @@ pub struct SimulateArgs {
         )
     )]
     pub(crate) enable_prefix_caching: Option<bool>,
-    /// Target for the inter-token latency of running streams, as of octant serve: seconds, auto or off. Several
-    /// targets, separated by commas, are simulated one after another [default: auto, or as recorded]
+    /// Target for the inter-token latency of running streams, as of octant serve: seconds, auto or off.
+    /// Several targets, separated by commas, are simulated one after another [default: auto, or as recorded]
     #[arg(long, value_name = "SECONDS|auto|off", value_delimiter = ',', value_parser = target_itl)]
     pub(crate) target_itl: Vec<TargetItl>,
     /// Scheduling policy and admission.

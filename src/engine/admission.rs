@@ -68,7 +68,7 @@ pub fn queue_state(scheduler: &Scheduler, steps_in_flight: usize, request: &Requ
 }
 
 /// The load of the next step. Sequences of batches are no part of it.
-pub fn prompt_load(scheduler: &Scheduler) -> PromptLoad {
+pub(crate) fn prompt_load(scheduler: &Scheduler) -> PromptLoad {
     let counts = scheduler.counts();
     PromptLoad {
         decodes: counts.running,

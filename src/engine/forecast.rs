@@ -19,8 +19,8 @@ const USUAL_ANSWER: (f64, f64) = (128.0, 1.0);
 
 /// Prompt tokens that a step may have whatever the target is. Fewer would hardly shorten the step.
 const LEAST_PROMPT_TOKENS: usize = 64;
-/// With [`TargetItl::Auto`] and many waiting prompts, they are computed at least at this share of the tokens per
-/// second of the longest step.
+/// With [`TargetItl::Auto`] and many waiting prompts, they are computed at least at this share of the tokens
+/// per second of the longest step.
 const AUTO_SHARE: f64 = 0.95;
 /// With [`TargetItl::Auto`], steps are short if they compute all waiting prompts within this many seconds.
 const LIGHT_LOAD: f64 = 1.0;
@@ -30,7 +30,7 @@ const LIGHT_LOAD: f64 = 1.0;
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub enum TargetItl {
     /// Steps twice as long as one without prompts, if they compute all waiting prompts within a second.
-    /// Otherwise the shortest steps that compute prompts at 95 % of the tokens per second of the longest step.
+    /// Otherwise the shortest steps that compute prompts at 95 % of the tokens per second of the longest.
     #[default]
     Auto,
     /// No target: steps have as many prompt tokens as fit.
@@ -184,7 +184,8 @@ impl Forecast {
     }
 
     /// Tokens of the shortest chunks that compute a prompt at [`AUTO_SHARE`] of the tokens per second that
-    /// chunks of `step_tokens` tokens give. In chunks of n tokens, a token takes base / n + per_token seconds.
+    /// chunks of `step_tokens` tokens give. In chunks of n tokens, a token takes base / n + per_token
+    /// seconds.
     fn efficient_chunk(&self, step_tokens: usize) -> f64 {
         let (base, per_token) = self.coefficients();
         let longest = base / step_tokens as f64 + per_token;

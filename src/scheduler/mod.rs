@@ -291,8 +291,8 @@ impl Scheduler {
         }
     }
 
-    /// Plans the next step. Beside running live sequences it has at most `prompt_tokens` tokens of prompts, so
-    /// that their next tokens do not wait long for it. `None` is no limit.
+    /// Plans the next step. Beside running live sequences it has at most `prompt_tokens` tokens of prompts,
+    /// so that their next tokens do not wait long for it. `None` is no limit.
     ///
     /// Returns `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
     /// While batches have the device alone, one step is in flight: a live request that arrives then waits for

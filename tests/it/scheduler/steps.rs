@@ -55,13 +55,13 @@ fn lengths(bench: &mut Bench) -> Vec<usize> {
 fn prompts_beside_a_stream_share_the_limit_on_their_tokens() {
     let mut bench = Bench::new(config());
     bench.prompt_tokens = Some(20);
-    bench.submit(request(prompt(0, 50), 2));
+    bench.submit(request(prompt(0, 50), 3));
     assert_eq!(lengths(&mut bench), [50], "no stream waits for this step");
-    bench.submit(request(prompt(20, 30), 2));
-    bench.submit(request(prompt(40, 30), 2));
+    bench.submit(request(prompt(20, 30), 1));
+    bench.submit(request(prompt(40, 60), 2));
     assert_eq!(lengths(&mut bench), [1, 20]);
-    assert_eq!(lengths(&mut bench), [30], "the stream has ended");
-    assert_eq!(lengths(&mut bench), [1, 10]);
+    assert_eq!(lengths(&mut bench), [1, 10, 10]);
+    assert_eq!(lengths(&mut bench), [50], "both streams have ended");
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_step_in_flight_counts_its_sequence_as_a_stream() {
 
 #[test]
 fn the_limit_does_not_hold_back_decode_rows_of_batches() {
-    let mut bench = Bench::new(config());
+    let mut bench = Bench::new(SchedulerConfig { max_num_seqs: 16, num_blocks: 64, ..config() });
     bench.prompt_tokens = Some(8);
     (0..2).for_each(|i| _ = bench.submit(Request { batch: true, ..request(prompt(10 * i, 9), 9) }));
     bench.step();
