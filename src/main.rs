@@ -47,6 +47,8 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args, log),
         Command::Bench(BenchCommand::Host(args)) => bench::host_overhead::run(&args),
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),
+        Command::Bench(BenchCommand::Throughput(args)) => commands::bench::throughput(*args, log),
+        Command::Bench(BenchCommand::Latency(args)) => commands::bench::latency(*args, log),
         Command::Bench(BenchCommand::Serving(args)) => bench::serving::run(&args, log),
         Command::Bench(BenchCommand::Reduce(args)) => bench::all_reduce::run(&args),
         Command::Eval(command) => commands::eval::run(&command, log),

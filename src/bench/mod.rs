@@ -6,6 +6,7 @@ pub mod host_overhead;
 pub mod load_client;
 mod mask_cost;
 pub mod model_loading;
+pub(crate) mod offline_engine;
 pub mod rank;
 mod read_bandwidth;
 mod server_overhead;

@@ -1,6 +1,8 @@
-//! The commands of the binary other than `octant bench`, one file each: from arguments to calls.
+//! The commands of the binary, one file each: from arguments to calls. The measurements of `octant bench` are in
+//! `src/bench`; only those that start an engine as `octant serve` does begin here.
 
 pub mod batch;
+pub mod bench;
 pub mod chat;
 pub mod completions;
 pub mod convert;

@@ -134,19 +134,24 @@ impl BatchFileArgs {
     }
 }
 
-fn flag(id: &str) -> String {
+pub(super) fn flag(id: &str) -> String {
     format!("--{}", id.replace('_', "-"))
 }
 
 /// Whether `octant batch` has a setting of the server.
 fn has_effect(arg: &Arg) -> bool {
-    let of_server = arg.get_help_heading().is_some_and(|heading| SERVER_HEADINGS.contains(&heading));
     let id = arg.get_id().as_str();
-    !of_server || KEPT.contains(&id) || READ_BY_LAUNCH.contains(&id) || WITH_ENDPOINT.contains(&id)
+    !is_about_server(arg) || KEPT.contains(&id) || WITH_ENDPOINT.contains(&id)
+}
+
+/// Whether a setting is about the server above the engine, so that it has no effect without one.
+pub(super) fn is_about_server(arg: &Arg) -> bool {
+    let of_server = arg.get_help_heading().is_some_and(|heading| SERVER_HEADINGS.contains(&heading));
+    of_server && !READ_BY_LAUNCH.contains(&arg.get_id().as_str())
 }
 
 /// The settings of `octant serve`.
-fn server_settings() -> Clap {
+pub(super) fn server_settings() -> Clap {
     ServeArgs::augment_args(Clap::new("serve"))
 }
 

@@ -5,8 +5,9 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BatchFileArgs, BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, BenchServingArgs, ChatArgs,
-    EvalCommand, ImportNemoArgs, LogArgs, PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs,
+    BatchFileArgs, BenchHostArgs, BenchLatencyArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs,
+    BenchServingArgs, BenchThroughputArgs, ChatArgs, EvalCommand, ImportNemoArgs, LogArgs, PlanArgs,
+    QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs, WithEngine,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -93,6 +94,10 @@ pub enum BenchCommand {
     Host(BenchHostArgs),
     /// Compare the time to load a model as `octant serve` does with the time to only read its files.
     Load(BenchLoadArgs),
+    /// Measure how many tokens per second the engine computes, without HTTP: all requests are submitted at once.
+    Throughput(Box<WithEngine<BenchThroughputArgs>>),
+    /// Measure how long the engine takes for a batch of requests, without HTTP.
+    Latency(Box<WithEngine<BenchLatencyArgs>>),
     /// Load-test any server with OpenAI's API, in an open or a closed loop: latencies, throughput, goodput.
     Serving(Box<BenchServingArgs>),
     /// Time all-reduces between GPUs for several numbers of rows: fused with the norm, which every rank

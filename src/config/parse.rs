@@ -16,14 +16,14 @@ use super::clap_errors::{self, Sentence};
 use super::file::file_args;
 use super::parsers::model;
 use super::spellings::{self, Rewritten};
-use super::{Cli, Command, ConfigError, ParseError};
+use super::{BenchCommand, Cli, Command, ConfigError, ParseError};
 
 /// Field of the flag `--model`, which a directory without a flag, a variable or the file may give.
 const MODEL: &str = "model";
 /// The directory without a flag.
 const DIRECTORY: &str = "directory";
-/// Commands that take the settings of a server.
-const WITH_SETTINGS: [&str; 2] = ["serve", "batch"];
+/// Commands that take the settings of a server, as typed.
+const WITH_SETTINGS: [&[&str]; 4] = [&["serve"], &["batch"], &["bench", "throughput"], &["bench", "latency"]];
 /// Beginning of every variable's name.
 const PREFIX: &str = "OCTANT_";
 
@@ -55,7 +55,8 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let (settings, _) = spellings::named_command(&args, &command);
     let first = command.clone().try_get_matches_from(&args);
     let first = first.map_err(|error| refused(error, &settings, &args, &[]))?;
-    let Some((name, serve)) = first.subcommand().filter(|(name, _)| WITH_SETTINGS.contains(name)) else {
+    let Some((path, serve)) = WITH_SETTINGS.iter().find_map(|path| Some((*path, matches_of(&first, path)?)))
+    else {
         return Ok(Cli::from_arg_matches(&first)?);
     };
     let mut appended = other_variables(serve, &settings, &mut notes);
@@ -73,12 +74,12 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
     let matches = command.try_get_matches_from(&args);
     let matches = matches.map_err(|error| refused(error, &settings, &args, &appended))?;
     let typed = |field: &str| serve.value_source(field) == Some(ValueSource::CommandLine);
-    let Some(serve) = matches.subcommand_matches(name) else {
+    let Some(serve) = matches_of(&matches, path) else {
         return Ok(Cli::from_arg_matches(&matches)?);
     };
-    let needs_model = name == "serve" || serve.get_many::<String>("endpoint").is_none();
+    let needs_model = path != ["batch"] || serve.get_many::<String>("endpoint").is_none();
     if needs_model && !given(serve, MODEL) {
-        return Err(missing_model(name, serve).into());
+        return Err(missing_model(path, serve).into());
     }
     let mut cli = Cli::from_arg_matches(&matches)?;
     match &mut cli.command {
@@ -90,9 +91,30 @@ pub fn parse_from(args: Vec<OsString>) -> Result<Cli, ParseError> {
             args.check(typed, |field| given(serve, field))?;
             args.model.iter_mut().for_each(|model| model.notes.append(&mut notes));
         }
+        Command::Bench(BenchCommand::Throughput(args)) => {
+            args.check(typed, |field| given(serve, field))?;
+            args.model.notes = notes;
+        }
+        Command::Bench(BenchCommand::Latency(args)) => {
+            args.check(typed, |field| given(serve, field))?;
+            args.model.notes = notes;
+        }
         _ => {}
     }
     Ok(cli)
+}
+
+/// The arguments of a command that was given.
+fn matches_of<'a>(matches: &'a ArgMatches, path: &[&str]) -> Option<&'a ArgMatches> {
+    path.iter().try_fold(matches, |matches, name| matches.subcommand_matches(name))
+}
+
+/// Changes a command below `command`.
+fn with_command(command: Clap, path: &[&str], change: &dyn Fn(Clap) -> Clap) -> Clap {
+    match path {
+        [] => change(command),
+        [name, rest @ ..] => command.mut_subcommand(name, |inner| with_command(inner, rest, change)),
+    }
 }
 
 /// The whole command line for clap.
@@ -102,10 +124,10 @@ pub(crate) fn command() -> Clap {
         .help("Directory or name of the model; the same as --model MODEL")
         .help_heading(None::<&str>)
         .value_parser(model());
-    let model_last = directory.clone();
-    let command = Cli::command().mut_subcommand("batch", |batch| batch.arg(model_last));
+    let with_model =
+        |command: Clap| command.mut_arg(MODEL, |model| model.required(false)).arg(directory.clone());
+    let command = WITH_SETTINGS.iter().fold(Cli::command(), |all, path| with_command(all, path, &with_model));
     command.mut_subcommand("serve", |serve| {
-        let serve = serve.mut_arg(MODEL, |model| model.required(false)).arg(directory);
         serve.after_help(
             "Flags of vLLM, SGLang, TGI and llama.cpp's server for these settings are taken too, with \
              hyphens or underscores. For their other flags, the error says what to do instead.",
@@ -122,7 +144,7 @@ fn without_service_links() -> (Clap, Vec<String>) {
     };
     let note = format!("OCTANT_PORT: not used: Kubernetes set it to `{link}` for a service named octant");
     let unset = |command: Clap| command.mut_arg("port", |port| port.env(None::<&'static str>));
-    let command = WITH_SETTINGS.into_iter().fold(command, |all, name| all.mut_subcommand(name, unset));
+    let command = WITH_SETTINGS.iter().fold(command, |all, path| with_command(all, path, &unset));
     (command, vec![note])
 }
 
@@ -148,7 +170,7 @@ fn directory(serve: &ArgMatches, args: &[OsString]) -> Result<Option<PathBuf>, C
     Err(ConfigError::new("--model", message))
 }
 
-fn missing_model(command: &str, serve: &ArgMatches) -> ConfigError {
+fn missing_model(path: &[&str], serve: &ArgMatches) -> ConfigError {
     let names = serve.get_many::<String>("served_model_name").into_iter().flatten();
     let taken = match names.last() {
         Some(last) if Path::new(last).is_dir() => {
@@ -156,10 +178,10 @@ fn missing_model(command: &str, serve: &ArgMatches) -> ConfigError {
         }
         _ => String::new(),
     };
-    let message = if command == "batch" {
+    let message = if path == ["batch"] {
         "missing; expected a directory or a name, octant batch IN OUT MODEL, or --endpoint URL".to_owned()
     } else {
-        format!("missing; expected a directory or a name: octant serve MODEL{taken}")
+        format!("missing; expected a directory or a name: octant {} MODEL{taken}", path.join(" "))
     };
     ConfigError::new("--model", message)
 }

@@ -87,6 +87,7 @@ const BOUNDARIES: [(&str, &[&str]); 31] = [
     (
         "commands",
         &[
+            "bench",
             "server",
             "batch",
             "generation",

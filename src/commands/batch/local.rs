@@ -25,8 +25,6 @@ use crate::stdio::{Log, LogHandle};
 const REQUESTS_PER_SEQUENCE: usize = 2;
 /// Bodies that are parsed at once.
 const PARSING: usize = 4;
-/// A limit of the queue that no run reaches: the number of requests in flight is limited instead.
-const NO_LIMIT: usize = usize::MAX / 4;
 
 /// Loads the model and runs the file.
 pub(super) fn run(
@@ -46,13 +44,7 @@ pub(super) fn run(
     let device = &config.device;
     let device_threads = device.ranks() + device.threads() + device.mask_threads();
     check_threads(device.threads().clamp(1, 4) + device_threads + serve::OTHER_THREADS)?;
-    // Each field by its name, so that a new limit is decided here too: it must refuse no line.
-    config.admission = AdmissionArgs {
-        max_queue_requests: NO_LIMIT,
-        max_queue_tokens: NO_LIMIT,
-        max_ttft: None,
-        queue_full_status: config.admission.queue_full_status,
-    };
+    config.admission = AdmissionArgs::unlimited(config.admission.queue_full_status);
     let max_lines = run.concurrency.unwrap_or(REQUESTS_PER_SEQUENCE * config.scheduling.max_num_seqs);
     let found = batch.progress();
     let handle = log.handle();
