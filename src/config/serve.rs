@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::bail;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{ArgAction, Args};
 
@@ -16,14 +15,13 @@ use super::devices::{DeviceArgs, SimulationArgs};
 use super::host::LOOPBACK;
 use super::origins::{host_name, origin};
 use super::parsers::{
-    RewardWeight, at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port,
-    positive, reward_weight, seconds, target_itl, tokens, tool_format, trimmed_name, trimmed_secret,
+    RewardWeight, at_least_1, at_least_1_second, boolean, model, port, reward_weight, seconds, tokens,
+    tool_format, trimmed_name, trimmed_secret,
 };
+use super::scheduling::{AdmissionArgs, SchedulingArgs};
 use super::{Host, Size};
 use crate::device::KvDtype;
-use crate::engine::TargetItl;
 use crate::model::Precision;
-use crate::scheduler::Policy;
 use crate::tools::ToolFormat;
 
 /// All settings of `octant serve`.

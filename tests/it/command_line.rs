@@ -1,6 +1,7 @@
 //! Command lines as people type them: the settings that they give, or the exact error.
 
 mod batch;
+mod bench_engine;
 mod chat;
 mod flags;
 mod interrupt;
