@@ -113,29 +113,27 @@ fn add_tile<const R: usize, const V: usize>(inputs: &Inputs<'_>, decoded: &[f32]
         std::array::from_fn(|r| x.floats[(first + r) * x.cols + start..][..depth].as_ptr());
     for outputs in (0..PANEL).step_by(V * 8) {
         let mut totals = [[_mm256_setzero_ps(); V]; R];
-        // SAFETY: each row has 32 sums and `depth` inputs, and each input 32 weights.
+        let lanes = outputs..outputs + V * 8;
+        // SAFETY: each chunk has 8 sums, each row `depth` inputs, and each input 32 weights.
         unsafe {
-            for r in 0..R {
-                for v in 0..V {
-                    totals[r][v] = _mm256_loadu_ps(sums.as_ptr().add(r * PANEL + outputs + v * 8));
+            for (totals, sums) in totals.iter_mut().zip(sums.as_chunks::<PANEL>().0) {
+                for (total, sums) in totals.iter_mut().zip(sums[lanes.clone()].as_chunks::<8>().0) {
+                    *total = _mm256_loadu_ps(sums.as_ptr());
                 }
             }
             for k in 0..depth {
                 let at = decoded.as_ptr().add(k * PANEL + outputs);
-                let mut weights = [_mm256_setzero_ps(); V];
-                for v in 0..V {
-                    weights[v] = _mm256_loadu_ps(at.add(v * 8));
-                }
-                for r in 0..R {
-                    let value = _mm256_broadcast_ss(&*rows[r].add(k));
-                    for v in 0..V {
-                        totals[r][v] = _mm256_fmadd_ps(value, weights[v], totals[r][v]);
+                let weights: [__m256; V] = std::array::from_fn(|v| _mm256_loadu_ps(at.add(v * 8)));
+                for (totals, row) in totals.iter_mut().zip(rows) {
+                    let value = _mm256_broadcast_ss(&*row.add(k));
+                    for (total, weights) in totals.iter_mut().zip(weights) {
+                        *total = _mm256_fmadd_ps(value, weights, *total);
                     }
                 }
             }
-            for r in 0..R {
-                for v in 0..V {
-                    _mm256_storeu_ps(sums.as_mut_ptr().add(r * PANEL + outputs + v * 8), totals[r][v]);
+            for (totals, sums) in totals.iter().zip(sums.as_chunks_mut::<PANEL>().0) {
+                for (total, sums) in totals.iter().zip(sums[lanes.clone()].as_chunks_mut::<8>().0) {
+                    _mm256_storeu_ps(sums.as_mut_ptr(), *total);
                 }
             }
         }

@@ -53,7 +53,7 @@ struct Product<'a> {
 pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(x.cols, w.input, "columns of the input of a [{}, {}] product", w.out, w.input);
     assert_eq!(out.cols, w.out, "columns of the output of a [{}, {}] product", w.out, w.input);
-    assert!(w.input > 0 && w.input % 2 == 0, "the number of input features must be even and not 0");
+    assert!(w.input > 0 && w.input.is_multiple_of(2), "the number of input features must be even and not 0");
     let product = Product { x, w, out: Parts::new(out.resize(x.rows)), pairs: cpu.pairs };
     cpu.pool.split(w.panels(), |thread, panels| {
         let scratch = &mut cpu.scratch(thread).product;
