@@ -27,7 +27,7 @@ pub fn kv_dtype(precision: Precision) -> KvDtype {
 /// Loads the model in `dir` and starts a runner.
 pub fn start(dir: &Path, model: &ModelConfig, settings: &RunnerSettings) -> Runner {
     let RunnerSettings { threads, precision, blocks, max_num_seqs, max_num_batched_tokens } = *settings;
-    let device = Cpu::new(CpuOptions { threads, isa: None }).expect("a CPU device");
+    let device = Cpu::new(CpuOptions { threads, ..Default::default() }).expect("a CPU device");
     let start = Instant::now();
     let weights = Model::load(dir, model, Shard::WHOLE, precision, &device, &mut |_| {});
     let weights = weights.expect("a whole checkpoint");

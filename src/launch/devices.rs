@@ -123,7 +123,8 @@ impl Devices {
                 anyhow::bail!("--deterministic false: expected --device cuda")
             }
             DeviceName::Cpu => {
-                let options = CpuOptions { threads: (threads / gpus.len()).max(1), isa };
+                let threads = (threads / gpus.len()).max(1);
+                let options = CpuOptions { threads, isa, ..Default::default() };
                 let cpus = gpus.iter().map(|_| Cpu::new(options));
                 Ok(Self::Cpu(cpus.collect::<Result<_, _>>()?))
             }

@@ -29,7 +29,7 @@ use crate::http::client::post;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn cpu() -> Cpu {
-    Cpu::new(CpuOptions { threads: 1, isa: None }).unwrap()
+    Cpu::new(CpuOptions { threads: 1, ..Default::default() }).unwrap()
 }
 
 /// Logits of every position of a prompt, from each rank of a group.

@@ -1,7 +1,7 @@
 //! The vector instruction set, chosen when the device is created.
 //!
 //! Elementwise operations are plain loops, which [`by_isa`] compiles once per instruction set. Only the
-//! matrix product has a kernel with intrinsics, in `linear/`.
+//! matrix product has kernels with intrinsics, in `linear/`.
 
 /// A vector instruction set. The order is from best to worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

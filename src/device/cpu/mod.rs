@@ -17,6 +17,7 @@ mod matrix;
 mod matrix_builder;
 mod norm;
 mod parts;
+mod peak;
 mod philox;
 mod pool;
 mod quant;
@@ -46,6 +47,7 @@ pub use cache::Cache;
 pub use matrix::Matrix;
 pub use matrix_builder::MatrixBuilder;
 pub(crate) use matrix_builder::zeros_in_huge_pages;
+pub use peak::PeakRates;
 pub(crate) use quantizer::Quantizer;
 
 // The memory plan uses these constants.
@@ -56,12 +58,15 @@ const _: () = assert!(Layout::CPU.outputs == matrix::PANEL && Layout::CPU.step[1
 const SERIAL_ELEMENTS: usize = 8192;
 
 /// Options of the CPU device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CpuOptions {
     /// Threads per operation; 0 counts as 1.
     pub threads: usize,
     /// Instruction set; `None` selects the best one of this machine.
     pub isa: Option<Isa>,
+    /// Whether AVX-512 computes products of more than two rows as dot products of BF16 pairs, or by F32
+    /// multiply-adds, which round alike; `None` selects the faster way of this processor.
+    pub pairs: Option<bool>,
 }
 
 /// A CPU as a [`Device`].
@@ -69,6 +74,8 @@ pub struct CpuOptions {
 pub struct Cpu {
     pool: ThreadPool,
     isa: DetectedIsa,
+    /// Products of any number of rows are dot products of BF16 pairs, if the instruction set is AVX-512.
+    pairs: bool,
     /// Scratch memory of each thread. It grows when buffers and caches are allocated, so that steps need not
     /// allocate it.
     scratch: Vec<Mutex<ThreadScratch>>,
@@ -111,6 +118,7 @@ impl Cpu {
         Ok(Self {
             pool: ThreadPool::new(threads).map_err(refused)?,
             isa,
+            pairs: options.pairs.unwrap_or_else(linear::pairs_are_fast),
             scratch,
             stage: Mutex::default(),
             allocated: AtomicU64::new(0),
@@ -120,6 +128,11 @@ impl Cpu {
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.isa.isa()
+    }
+
+    /// Whether AVX-512 computes products of any number of rows as dot products of BF16 pairs.
+    pub fn pairs(&self) -> bool {
+        self.pairs
     }
 
     /// Threads per operation.

@@ -147,7 +147,7 @@ const HUGE: usize = 1 << 50;
 
 #[test]
 fn an_allocation_that_fails_is_an_error_with_its_bytes() {
-    let cpu = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let cpu = Cpu::new(CpuOptions { threads: 2, ..Default::default() }).unwrap();
     let heads = HeadShape { q_heads: 1, kv_heads: 1, head_dim: 16 };
     let cache = |blocks, dtype| cpu.cache(CacheSpec { layers: 1, blocks, heads, dtype }).unwrap_err();
     let step = |rows, slots, vocab| {

@@ -22,7 +22,7 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
     let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, SLOTS).unwrap();
 
-    let device = Cpu::new(CpuOptions { threads: 2, isa: None }).unwrap();
+    let device = Cpu::new(CpuOptions { threads: 2, ..Default::default() }).unwrap();
     let (shard, what) = (Shard { rank: 0, ranks }, format!("{} over {ranks}, {form:?}", dir.display()));
     let model = Model::load(dir, &config, shard, form.0, &device, &mut |_| {}).unwrap();
     let weights = device.allocated();

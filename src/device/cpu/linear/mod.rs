@@ -2,10 +2,11 @@
 //! lanes of the vectors are the 32 outputs of a panel. The order of the sum over k is the same for every
 //! number of rows, so that the result of a row does not depend on the other rows.
 //!
-//! Each thread computes whole panels. With AVX-512, one or two rows decode the weights in registers as they
-//! read them; for more rows, the thread decodes part of a panel into its scratch memory and then computes
-//! all rows.
+//! Each thread computes whole panels. Few rows decode the weights in registers as they read them; for many
+//! rows, the thread decodes part of a panel into its scratch memory and then computes all rows.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod plain;
@@ -18,7 +19,7 @@ use super::{Acts, Cpu, Floats, Parts};
 pub(super) fn scratch_floats(rows: usize) -> usize {
     #[cfg(target_arch = "x86_64")]
     {
-        avx512::scratch_floats(rows)
+        avx512::scratch_floats(rows).max(avx2::scratch_floats(rows))
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
@@ -27,25 +28,43 @@ pub(super) fn scratch_floats(rows: usize) -> usize {
     }
 }
 
+/// Whether dot products of BF16 pairs are the fastest products on this processor, for any number of rows.
+pub(super) fn pairs_are_fast() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        avx512::pairs_are_fast()
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
+}
+
 /// The operands of one call, shared by all threads.
 struct Product<'a> {
     x: &'a Acts,
     w: &'a Matrix,
     out: Parts<f32>,
+    /// Dot products of BF16 pairs compute any number of rows.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    pairs: bool,
 }
 
 pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(x.cols, w.input, "columns of the input of a [{}, {}] product", w.out, w.input);
     assert_eq!(out.cols, w.out, "columns of the output of a [{}, {}] product", w.out, w.input);
-    assert_eq!(w.input % 2, 0, "the number of input features must be even");
-    let product = Product { x, w, out: Parts::new(out.resize(x.rows)) };
+    assert!(w.input > 0 && w.input.is_multiple_of(2), "the number of input features must be even and not 0");
+    let product = Product { x, w, out: Parts::new(out.resize(x.rows)), pairs: cpu.pairs };
     cpu.pool.split(w.panels(), |thread, panels| {
         let scratch = &mut cpu.scratch(thread).product;
         match cpu.isa.isa() {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: a `DetectedIsa` of `Avx512` was detected on this machine.
             Isa::Avx512 => unsafe { avx512::panels(&product, panels, scratch) },
-            _ => plain::panels(cpu.isa, &product, panels),
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: a `DetectedIsa` of `Avx2` was detected on this machine.
+            Isa::Avx2 => unsafe { avx2::panels(&product, panels, scratch) },
+            _ => plain::panels(&product, panels),
         }
     });
 }

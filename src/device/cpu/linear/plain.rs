@@ -1,9 +1,8 @@
-//! The product for AVX2 and for plain code: F32 multiply-adds over weights that are decoded to F32. A block
-//! of rows shares one decode of a panel, whose layout is \[input\]\[32 outputs\].
+//! The product in plain code: F32 multiplications and additions over weights that are decoded to F32. A block of
+//! rows shares one decode of a panel, whose layout is \[input\]\[32 outputs\].
 
 use std::ops::Range;
 
-use super::super::isa::{DetectedIsa, by_isa, mul_add};
 use super::super::matrix::{PANEL, Packed};
 use super::{Product, store};
 use crate::device::fp8;
@@ -15,21 +14,16 @@ const ROWS: usize = 4;
 const DEPTH: usize = 64;
 
 /// Computes all rows of some panels.
-pub(super) fn panels(isa: DetectedIsa, product: &Product<'_>, panels: Range<usize>) {
-    by_isa!(isa, run_panels(product: &Product<'_>, panels: Range<usize>));
-}
-
-#[inline(always)]
-fn run_panels<const FMA: bool>(product: &Product<'_>, panels: Range<usize>) {
+pub(super) fn panels(product: &Product<'_>, panels: Range<usize>) {
     for panel in panels {
         let rows = product.x.rows;
         let mut m = 0;
         while m + ROWS <= rows {
-            tile::<FMA, ROWS>(product, m, panel);
+            tile::<ROWS>(product, m, panel);
             m += ROWS;
         }
         while m < rows {
-            tile::<FMA, 1>(product, m, panel);
+            tile::<1>(product, m, panel);
             m += 1;
         }
     }
@@ -37,7 +31,7 @@ fn run_panels<const FMA: bool>(product: &Product<'_>, panels: Range<usize>) {
 
 /// Computes R rows × one panel.
 #[inline(always)]
-fn tile<const FMA: bool, const R: usize>(product: &Product<'_>, first: usize, panel: usize) {
+fn tile<const R: usize>(product: &Product<'_>, first: usize, panel: usize) {
     let (x, w) = (product.x, product.w);
     let elements = w.panel_elements();
     let mut sums = [[0.0f32; PANEL]; R];
@@ -57,7 +51,7 @@ fn tile<const FMA: bool, const R: usize>(product: &Product<'_>, first: usize, pa
             let weights = &decoded[k * PANEL..(k + 1) * PANEL];
             for (r, sums) in sums.iter_mut().enumerate() {
                 let value = x.floats[(first + r) * x.cols + start + k];
-                sums.iter_mut().zip(weights).for_each(|(s, w)| *s = mul_add::<FMA>(value, *w, *s));
+                sums.iter_mut().zip(weights).for_each(|(s, w)| *s += value * *w);
             }
         }
     }
