@@ -6,11 +6,13 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs};
+use crate::config::{
+    AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs, Speculate, SpeculationArgs,
+};
 use crate::device::Layout;
 use crate::engine::SchedulerConfig;
 use crate::hub::{self, Part};
-use crate::launch::cost_inputs::{CostInputs, Overrides, forecast};
+use crate::launch::cost_inputs::{CostInputs, Overrides, forecast, step_times};
 use crate::launch::devices::GPU_IN_FLIGHT;
 use crate::launch::simulated::usable_memory;
 use crate::model::StepRoom;
@@ -55,7 +57,7 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
     let inputs = CostInputs::new(&overrides(args), None)?;
     let config = scheduler_config(args, &inputs, None)?;
     let (vocab, limit) = (config.vocab_size, config.max_sequence_tokens());
-    let arrivals = match &args.trace {
+    let mut arrivals = match &args.trace {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             workload::parse(&text, vocab, args.seed).with_context(|| path.display().to_string())?
@@ -68,10 +70,14 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<FinishedRun> {
             arrivals
         }
     };
+    if let Some(acceptance) = args.acceptance {
+        workload::repeat_prompts(&mut arrivals, acceptance.into(), args.seed);
+    }
     let cost = inputs.cost()?;
-    let forecast = forecast(&cost, &config, 1.0);
+    let (forecast, step_times) = (forecast(&cost, &config, 1.0), step_times(&cost, &config));
     let mut server = VirtualTime::new(config, GPU_IN_FLIGHT, SimulatedModel::scripted(cost));
     server.set_forecast(forecast);
+    server.set_step_times(step_times);
     server.set_max_ttft(args.policy.max_ttft);
     for Arrival { at, request } in arrivals {
         server.arrive(at, vec![request]);
@@ -151,10 +157,11 @@ struct Resimulation {
 impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
-        let forecast = forecast(&cost, &self.config, 1.0);
+        let (forecast, step_times) = (forecast(&cost, &self.config, 1.0), step_times(&cost, &self.config));
         let model = SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width);
         let mut server = VirtualTime::new(self.config, in_flight, model);
         server.set_forecast(forecast);
+        server.set_step_times(step_times);
         server.set_max_ttft(self.max_ttft);
         replay::resimulate(replayed, &mut server);
         finish(self.name, server)
@@ -230,7 +237,16 @@ fn scheduler_config(
         // Workloads generate; a recording may be of a model with a reward head.
         reward_width: r.map_or(0, |c| c.reward_width),
         policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
+        max_drafts: max_drafts(args, r),
     })
+}
+
+/// The most drafts of a row: from the arguments, else from the recording, else none.
+fn max_drafts(args: &SimulateArgs, recorded: Option<&SchedulerConfig>) -> usize {
+    let recorded = recorded.map_or(0, |config| config.max_drafts);
+    let speculates = args.speculate.map_or(recorded > 0, |method| method == Speculate::Ngram);
+    let usual = if recorded > 0 { recorded } else { SpeculationArgs::TOKENS };
+    if speculates { args.speculative_tokens.unwrap_or(usual) } else { 0 }
 }
 
 /// Returns `base` with the policy settings that the command line gives.

@@ -29,6 +29,7 @@ mod rules;
 mod serve;
 mod simulate;
 mod size;
+mod speculation;
 mod spellings;
 mod synth;
 
@@ -57,4 +58,5 @@ pub(crate) use serve::{AdmissionArgs, NetworkArgs, SchedulingArgs};
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
+pub(crate) use speculation::{Speculate, SpeculationArgs};
 pub use synth::SynthArgs;

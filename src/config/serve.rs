@@ -19,6 +19,7 @@ use super::parsers::{
     RewardWeight, at_least_0, at_least_1, at_least_1_second, at_most, boolean, fraction, got, model, port,
     positive, reward_weight, seconds, tokens, tool_format, trimmed_name, trimmed_secret,
 };
+use super::speculation::SpeculationArgs;
 use super::{Host, Size};
 use crate::device::KvDtype;
 use crate::model::Precision;
@@ -40,6 +41,9 @@ pub struct ServeArgs {
     /// Sizes of steps and of the KV cache.
     #[command(flatten, next_help_heading = "Scheduling")]
     pub(crate) scheduling: SchedulingArgs,
+    /// Speculative decoding.
+    #[command(flatten, next_help_heading = "Scheduling")]
+    pub(crate) speculation: SpeculationArgs,
     /// Limits of the queue.
     #[command(flatten, next_help_heading = "Admission")]
     pub(crate) admission: AdmissionArgs,

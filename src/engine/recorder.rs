@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 
 use crate::grammar::GrammarProgress;
 use crate::request::Request;
-use crate::scheduler::RequestId;
+use crate::scheduler::{RequestId, StepTimes};
 use crate::scheduler::step_plan::StepOutput;
 
 /// A call of the scheduler.
@@ -36,6 +36,8 @@ pub enum Event {
         /// One entry per row.
         rows: Vec<RecordedRow>,
     },
+    /// The times by which drafts are chosen were set.
+    StepTimes(StepTimes),
 }
 
 /// The parts of a row's output that the scheduler's decisions depend on.

@@ -16,6 +16,7 @@ use std::ops::Bound;
 use super::blocks::{Block, BlockTable, Pool};
 use super::sequence::{Order, PlannedRow, Sequence};
 use super::slots::Slot;
+use super::speculation::fitting_drafts;
 use super::step_plan::{BLOCK_TOKENS, Row};
 use super::{LeaveReason, Scheduler};
 
@@ -38,9 +39,14 @@ pub(super) struct Draft {
 
 impl Draft {
     fn add(&mut self, sequence: &mut Sequence) {
+        self.add_with_drafts(sequence, 0);
+    }
+
+    /// Adds a row with at most `drafts` drafts, for which there are tokens and blocks.
+    fn add_with_drafts(&mut self, sequence: &mut Sequence, drafts: usize) {
         let len = sequence.pending().min(self.budget);
-        self.budget -= len;
-        let (row, planned) = sequence.row(len);
+        let (row, planned) = sequence.row(len, drafts);
+        self.budget -= row.tokens.len();
         self.rows.push(row);
         self.planned.push(planned);
     }
@@ -57,6 +63,7 @@ impl Scheduler {
         let (rows, planned) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
         let mut draft = Draft { rows, planned, budget, promised };
         self.yield_to_live(&mut draft);
+        self.choose_drafts();
         self.plan_decodes(&mut draft, LIVE);
         let decodes = draft.rows.len();
         self.plan_prefills(&mut draft, LIVE);
@@ -106,7 +113,8 @@ impl Scheduler {
             {
                 return Some(*order);
             }
-            draft.add(sequence);
+            let drafts = fitting_drafts(sequence, draft.budget, &mut self.pool, &mut self.reserved);
+            draft.add_with_drafts(sequence, drafts);
         }
         None
     }
@@ -253,7 +261,7 @@ impl Scheduler {
 
 /// Gives a sequence one more block, from its own reservation, or from the unreserved ones if more than `kept`
 /// of them are available.
-fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize, kept: usize) -> bool {
+pub(super) fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize, kept: usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved + kept {
         return false;
