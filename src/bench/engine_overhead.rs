@@ -78,6 +78,7 @@ pub(super) fn config(running: usize, prompt: usize, waiting: usize) -> Scheduler
         prefix_caching: true,
         reward_width: 0,
         policy: Policy::default(),
+        max_drafts: 0,
     }
 }
 

@@ -89,6 +89,7 @@ impl Steps {
             position: position as u32,
             blocks: (first..first + blocks).map(|b| b as u32).collect(),
             sample: true,
+            drafts: 0,
             score: Vec::new(),
             score_from: 0,
             reward: false,

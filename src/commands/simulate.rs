@@ -6,11 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 
-use crate::config::{AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs, target_itl};
+use crate::config::{
+    AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs, Speculate, SpeculationArgs,
+    target_itl,
+};
 use crate::device::Layout;
 use crate::engine::{SchedulerConfig, TargetItl};
 use crate::hub::{self, Part};
-use crate::launch::cost_inputs::{CostInputs, Overrides, forecast};
+use crate::launch::cost_inputs::{CostInputs, Overrides, forecast, step_times};
 use crate::launch::devices::GPU_IN_FLIGHT;
 use crate::launch::simulated::usable_memory;
 use crate::model::StepRoom;
@@ -56,7 +59,7 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<Vec<FinishedRun>> {
     let inputs = CostInputs::new(&overrides(args), None)?;
     let config = scheduler_config(args, &inputs, None)?;
     let (vocab, limit) = (config.vocab_size, config.max_sequence_tokens());
-    let arrivals = match &args.trace {
+    let mut arrivals = match &args.trace {
         Some(path) => {
             let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
             workload::parse(&text, vocab, args.seed).with_context(|| path.display().to_string())?
@@ -69,12 +72,16 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<Vec<FinishedRun>> {
             arrivals
         }
     };
+    if let Some(acceptance) = args.acceptance {
+        workload::repeat_prompts(&mut arrivals, acceptance.into(), args.seed);
+    }
     let cost = inputs.cost()?;
-    let forecast = forecast(&cost, &config, 1.0);
+    let (forecast, step_times) = (forecast(&cost, &config, 1.0), step_times(&cost, &config));
     let run = |name: String, target: TargetItl| {
         let model = SimulatedModel::scripted(cost.clone());
         let mut server = VirtualTime::new(config.clone(), GPU_IN_FLIGHT, model);
         server.set_forecast(forecast.clone().with_target_itl(target));
+        server.set_step_times(step_times.clone());
         server.set_max_ttft(args.policy.max_ttft);
         for Arrival { at, request } in &arrivals {
             server.arrive(*at, vec![request.clone()]);
@@ -172,9 +179,11 @@ impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
         let forecast = forecast(&cost, &self.config, 1.0).with_target_itl(self.target_itl);
+        let step_times = step_times(&cost, &self.config);
         let model = SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width);
         let mut server = VirtualTime::new(self.config, in_flight, model);
         server.set_forecast(forecast);
+        server.set_step_times(step_times);
         server.set_max_ttft(self.max_ttft);
         replay::resimulate(replayed, &mut server);
         finish(self.name.to_owned(), server)
@@ -258,7 +267,16 @@ fn scheduler_config(
         // Workloads generate; a recording may be of a model with a reward head.
         reward_width: r.map_or(0, |c| c.reward_width),
         policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
+        max_drafts: max_drafts(args, r),
     })
+}
+
+/// The most drafts of a row: from the arguments, else from the recording, else none.
+fn max_drafts(args: &SimulateArgs, recorded: Option<&SchedulerConfig>) -> usize {
+    let recorded = recorded.map_or(0, |config| config.max_drafts);
+    let speculates = args.speculate.map_or(recorded > 0, |method| method == Speculate::Ngram);
+    let usual = if recorded > 0 { recorded } else { SpeculationArgs::TOKENS };
+    if speculates { args.speculative_tokens.unwrap_or(usual) } else { 0 }
 }
 
 /// Returns `base` with the policy settings that the command line gives.

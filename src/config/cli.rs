@@ -94,7 +94,8 @@ pub enum BenchCommand {
     Host(BenchHostArgs),
     /// Compare the time to load a model as `octant serve` does with the time to only read its files.
     Load(BenchLoadArgs),
-    /// Measure how many tokens per second the engine computes, without HTTP: all requests are submitted at once.
+    /// Measure how many tokens per second the engine computes, without HTTP: all requests are submitted at
+    /// once.
     Throughput(Box<WithEngine<BenchThroughputArgs>>),
     /// Measure how long the engine takes for a batch of requests, without HTTP.
     Latency(Box<WithEngine<BenchLatencyArgs>>),

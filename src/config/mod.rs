@@ -31,6 +31,7 @@ mod scheduling;
 mod serve;
 mod simulate;
 mod size;
+mod speculation;
 mod spellings;
 mod synth;
 
@@ -63,4 +64,5 @@ pub use serve::ServeArgs;
 pub use simulate::SimulateArgs;
 pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
+pub(crate) use speculation::{Speculate, SpeculationArgs};
 pub use synth::SynthArgs;

@@ -137,7 +137,7 @@ const DEFAULTS: [OtherFlag; 18] = [
 ];
 
 /// The model and its files.
-const MODEL: [OtherFlag; 20] = [
+const MODEL: [OtherFlag; 21] = [
     refuse(
         &["trust-remote-code"],
         "Octant never runs code of a model directory; leave this flag out (the supported architectures \
@@ -188,16 +188,17 @@ const MODEL: [OtherFlag; 20] = [
     refuse(
         &[
             "speculative-config",
-            "speculative-model",
-            "speculative-algorithm",
-            "num-speculative-tokens",
             "speculative-num-steps",
-            "speculative-draft-model-path",
-            "model-draft",
-            "-md",
-            "speculate",
+            "prompt-lookup-max",
+            "prompt-lookup-min",
+            "ngram-prompt-lookup-max",
+            "ngram-prompt-lookup-min",
         ],
-        "speculative decoding is not supported; leave this flag out",
+        "write --speculate ngram, and --speculative-tokens N for the number of drafts",
+    ),
+    refuse(
+        &["speculative-model", "speculative-draft-model-path", "model-draft", "-md"],
+        "draft models are not supported; --speculate ngram needs none",
     ),
     refuse(
         &["tool-parser-plugin"],

@@ -19,6 +19,7 @@ use super::parsers::{
     tool_format, trimmed_name, trimmed_secret,
 };
 use super::scheduling::{AdmissionArgs, SchedulingArgs};
+use super::speculation::SpeculationArgs;
 use super::{Host, Size};
 use crate::device::KvDtype;
 use crate::model::Precision;
@@ -39,6 +40,9 @@ pub struct ServeArgs {
     /// Sizes of steps and of the KV cache.
     #[command(flatten, next_help_heading = "Scheduling")]
     pub(crate) scheduling: SchedulingArgs,
+    /// Speculative decoding.
+    #[command(flatten, next_help_heading = "Scheduling")]
+    pub(crate) speculation: SpeculationArgs,
     /// Limits of the queue.
     #[command(flatten, next_help_heading = "Admission")]
     pub(crate) admission: AdmissionArgs,

@@ -7,13 +7,17 @@ use std::str::FromStr;
 use anyhow::bail;
 use clap::Args;
 
-use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, model, rank_count, target_itl};
-use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
+use super::parsers::{
+    at_least_0, at_least_1, at_most, boolean, fraction, got, model, rank_count, target_itl, whole,
+};
+use super::{
+    AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, Speculate, SpeculationArgs, name,
+};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
 use crate::engine::TargetItl;
 use crate::model::Precision;
-use crate::scheduler::Policy;
+use crate::scheduler::{MAX_DRAFTS, Policy};
 
 /// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -256,6 +260,27 @@ pub struct SimulateArgs {
     /// Several targets, separated by commas, are simulated one after another [default: auto, or as recorded]
     #[arg(long, value_name = "SECONDS|auto|off", value_delimiter = ',', value_parser = target_itl)]
     pub(crate) target_itl: Vec<TargetItl>,
+    /// Speculative decoding.
+    #[arg(
+        long,
+        value_name = "METHOD",
+        ignore_case = true,
+        help = or_recorded("Speculative decoding; drafts are chosen by the cost model's step times", "off")
+    )]
+    pub(crate) speculate: Option<Speculate>,
+    /// Maximum drafts of a sequence in one step.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = whole::<usize>(1, MAX_DRAFTS as u64),
+        help = or_recorded("Maximum drafts of a sequence in one step", SpeculationArgs::TOKENS)
+    )]
+    pub(crate) speculative_tokens: Option<usize>,
+    /// Share of the drafts that are accepted, from 0 to 1: answers repeat their prompts, and one token in
+    /// 1/(1 - SHARE) differs. If it is not given, the tokens of answers are random; those of a recording are
+    /// the recorded ones
+    #[arg(long, value_name = "SHARE", value_parser = fraction, conflicts_with = "replay")]
+    pub(crate) acceptance: Option<f32>,
     /// Scheduling policy and admission.
     #[command(flatten)]
     pub(crate) policy: PolicyArgs,
@@ -298,6 +323,8 @@ impl SimulateArgs {
             || self.max_queue_tokens.is_some()
             || self.enable_prefix_caching.is_some()
             || !self.target_itl.is_empty()
+            || self.speculate.is_some()
+            || self.speculative_tokens.is_some()
             || self.policy != PolicyArgs::default()
     }
 }

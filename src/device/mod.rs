@@ -156,6 +156,10 @@ pub struct CacheSpec {
 /// Positions per KV block.
 pub const BLOCK_TOKENS: usize = 64;
 
+/// Rows of the longest segment whose attention is computed as that of decode rows, which graphs can do. Both
+/// ways give the same bits.
+pub(crate) const DECODE_ROWS: usize = 4;
+
 /// Rotary embedding in the NeoX half-split: rotates the pairs (i, i + rotary_dim / 2) of the first
 /// rotary_dim = 2 × `inv_freq.len()` elements of each head. The other elements stay as they are.
 #[derive(Debug, Clone, PartialEq)]

@@ -34,8 +34,8 @@ pub struct SampleRow<'a> {
     pub position: u32,
     /// Number of alternatives to report; `None` for no log-probability at all.
     pub logprobs: Option<u8>,
-    /// The index at which the token is kept for [`super::Token::Last`]. The rows of a call have different
-    /// slots.
+    /// The index at which the token is kept for [`super::Token::Last`]. Rows of a call with the same slot
+    /// belong to one sequence that feeds drafts; any of their tokens is kept, since none is read.
     pub slot: u32,
 }
 

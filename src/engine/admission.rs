@@ -127,9 +127,11 @@ impl WaitEstimate {
             ..state
         };
         let further_tokens = f64::from(last.sampling.min_tokens.saturating_sub(1));
+        // As few steps as possible: every draft is accepted.
+        let further_steps = (further_tokens / (scheduler.config().max_drafts + 1) as f64).ceil();
         let all_answers = |state: &QueueState| {
             let step = forecast.step_takes(state.running + 1).unwrap_or(0.0);
-            forecast.first_token(state) + further_tokens * step
+            forecast.first_token(state) + further_steps * step
         };
         let now = queue_state(scheduler, steps_in_flight, first);
         let idle = QueueState {

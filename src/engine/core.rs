@@ -98,7 +98,8 @@ impl EngineCore {
 
     /// Makes an idle engine that publishes its stats to `shared`.
     pub(super) fn with_shared(shared: Arc<SharedState>, options: EngineOptions) -> Self {
-        Self {
+        let step_times = options.step_times.clone();
+        let mut core = Self {
             scheduler: Scheduler::new(shared.config.clone()),
             in_flight: VecDeque::with_capacity(options.in_flight),
             max_in_flight: options.in_flight,
@@ -109,7 +110,12 @@ impl EngineCore {
             clock: options.clock,
             recorder: options.recorder,
             shared,
+        };
+        if core.scheduler.config().max_drafts > 0 {
+            core.scheduler.set_step_times(step_times.clone());
+            core.record(|| Event::StepTimes(step_times));
         }
+        core
     }
 
     /// Launches steps until the most are in flight, publishes the previous step's updates, then waits for the

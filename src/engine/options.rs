@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::forecast::Forecast;
 use super::metrics::EngineMetrics;
 use super::recorder::Recorder;
-use crate::scheduler::MAX_IN_FLIGHT;
+use crate::scheduler::{MAX_IN_FLIGHT, StepTimes};
 
 /// How an engine is started, beside the scheduler's limits.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct EngineOptions {
     pub max_ttft: Option<Duration>,
     /// Step times known before the first step. Default: nothing is known.
     pub forecast: Forecast,
+    /// Step times by which drafts are chosen. Default: nothing is known.
+    pub step_times: StepTimes,
     /// Updates that a client gets at a time, after its first token. Default: 1.
     pub stream_interval: usize,
     /// Time that a step may take beyond the stall timeout while no step time is known. Default: 0.
@@ -41,6 +43,7 @@ impl EngineOptions {
             recorder: None,
             max_ttft: None,
             forecast: Forecast::default(),
+            step_times: StepTimes::default(),
             stream_interval: 1,
             unknown_step: Duration::ZERO,
             longest_step: Duration::MAX,

@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 
 use crate::grammar::GrammarProgress;
 use crate::request::Request;
-use crate::scheduler::RequestId;
 use crate::scheduler::step_plan::StepOutput;
+use crate::scheduler::{RequestId, StepTimes};
 
 /// A call of the scheduler.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -41,6 +41,8 @@ pub enum Event {
         /// One entry per row.
         rows: Vec<RecordedRow>,
     },
+    /// The times by which drafts are chosen were set.
+    StepTimes(StepTimes),
 }
 
 /// The parts of a row's output that the scheduler's decisions depend on.

@@ -4,7 +4,8 @@
 //! - A step's time runs from its launch, or from the previous step's results if they came later, to its own
 //!   results. It is divided by weight: a row's weight is the number of tokens fed, plus 1 for each
 //!   [`POSITIONS_PER_TOKEN`] positions of KV that it reads. A row that feeds the last sampled token is
-//!   decode, every other row is prefill.
+//!   decode, every other row is prefill. Drafts have their share of the time, and count as fed once they are
+//!   accepted.
 //! - Blocks are charged for the time between two calls of [`StepCosts::hold`]; the engine calls it once after
 //!   each launch.
 //! - A request may end while one of its rows is in flight, whose output is discarded. Its answer does not
@@ -191,6 +192,10 @@ impl StepCosts {
     pub(super) fn add_generated(&mut self, id: RequestId, generated: usize) -> Cost {
         let Some(usage) = self.open.get_mut(&id) else { return Cost::default() };
         usage.generated += generated as u64;
+        if generated > 0 {
+            // All tokens but the last have been fed, some of them as drafts.
+            usage.feed_until(usage.opened.prompt + usage.generated as usize - 1);
+        }
         usage.cost
     }
 
@@ -242,7 +247,7 @@ impl StepCosts {
 impl RequestUsage {
     /// Adds a row. Returns whether it is a decode row.
     fn add_row(&mut self, row: &Row, now: Instant) -> bool {
-        let (position, tokens) = (row.position as usize, row.tokens.len());
+        let (position, tokens) = (row.position as usize, row.len_without_drafts());
         let end = position + tokens;
         if !self.started {
             self.started = true;
@@ -252,9 +257,14 @@ impl RequestUsage {
         }
         let again = self.fed.min(end).saturating_sub(position);
         self.cost.recomputed_tokens += again as u64;
-        self.cost.computed_tokens += (tokens - again) as u64;
-        self.fed = self.fed.max(end);
+        self.feed_until(end);
         tokens == 1 && again == 0 && position >= self.opened.prompt
+    }
+
+    /// Counts the positions up to `end` that have been fed for the first time.
+    fn feed_until(&mut self, end: usize) {
+        self.cost.computed_tokens += end.saturating_sub(self.fed) as u64;
+        self.fed = self.fed.max(end);
     }
 
     fn device_time(&mut self, decode: bool) -> &mut f64 {

@@ -21,7 +21,7 @@ pub fn next_allowed(mask: &[u32], token: u32) -> u32 {
     from_there.find(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).unwrap_or(token)
 }
 
-/// Masks that are kept. Ranks are at most one step apart.
+/// Steps whose masks and progress are kept. Ranks are at most one step apart.
 const KEPT: usize = 2;
 
 /// How far an answer has come in its grammar.
@@ -51,16 +51,59 @@ pub struct GrammarMatcher {
     state: Mutex<Option<State>>,
 }
 
+/// How many of the tokens sampled for an answer belong to it, and how far it has come with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The number of tokens.
+    pub tokens: usize,
+    /// The progress after the last of them.
+    pub progress: GrammarProgress,
+}
+
 struct State {
     /// `None` if only rules constrain the answer.
     matcher: Option<Matcher>,
-    /// The end of the answer, as far as rules depend on it.
-    end: Vec<u32>,
-    /// Tokens of the answer that the matcher has consumed.
-    consumed: usize,
+    /// The tokens of the answer that have been consumed.
+    answer: Vec<u32>,
     progress: GrammarProgress,
-    /// (the index of the token in the answer, its mask), latest last.
-    masks: VecDeque<(usize, TokenMask)>,
+    /// Whether the matcher has consumed drafts, which leave work in it that counts towards its limits.
+    has_speculated: bool,
+    /// Whether drafts can be taken back.
+    can_speculate: bool,
+    /// The masks of a step by the index of its first token in the answer, latest last.
+    masks: VecDeque<(usize, Arc<[TokenMask]>)>,
+    /// The same for what was accepted.
+    accepted: VecDeque<(usize, Accepted)>,
+}
+
+impl State {
+    fn new(matcher: Option<Matcher>) -> Self {
+        Self {
+            matcher,
+            answer: Vec::new(),
+            progress: GrammarProgress::Open,
+            has_speculated: false,
+            can_speculate: true,
+            masks: VecDeque::new(),
+            accepted: VecDeque::new(),
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        self.progress == GrammarProgress::Open
+    }
+}
+
+/// Adds the result of a step to those that are kept.
+fn keep<T>(kept: &mut VecDeque<(usize, T)>, index: usize, result: T) {
+    kept.push_back((index, result));
+    if kept.len() > KEPT {
+        kept.pop_front();
+    }
+}
+
+fn kept<T: Clone>(kept: &VecDeque<(usize, T)>, index: usize) -> Option<T> {
+    kept.iter().rev().find(|(at, _)| *at == index).map(|(_, result)| result.clone())
 }
 
 impl GrammarMatcher {
@@ -71,27 +114,32 @@ impl GrammarMatcher {
     }
 
     /// The mask of token `index` of the answer; `None` where no token can be chosen by the grammar: its
-    /// progress is not open. All tokens before `index` must have been given to [`Self::advance`].
+    /// progress is not open. All tokens before `index` must have been given to [`Self::accept`].
     pub fn mask(&self, index: usize) -> Option<TokenMask> {
-        let next = self.with_state(|state| {
-            if let Some((_, mask)) = state.masks.iter().find(|(at, _)| *at == index) {
-                return Some(Arc::clone(mask));
-            }
-            if state.progress != GrammarProgress::Open || state.consumed != index {
-                return None;
-            }
-            let mask = self.compute(state)?;
-            state.masks.push_back((index, Arc::clone(&mask)));
-            if state.masks.len() > KEPT {
-                state.masks.pop_front();
-            }
-            Some(mask)
-        });
-        next.ok().flatten()
+        self.masks(index, &[]).first().cloned()
     }
 
-    /// Whether [`Self::mask`] returns the mask of token `index` at once. `false` as well while another thread
-    /// uses the matcher.
+    /// The masks of token `index` of the answer and of those that follow if the drafts before them are
+    /// accepted. They end where a draft is not allowed or ends the answer. Empty where [`Self::mask`] is
+    /// `None`. The matcher consumes no draft.
+    pub fn masks(&self, index: usize, drafts: &[u32]) -> Arc<[TokenMask]> {
+        let masks = self.with_state(|state| {
+            if let Some(masks) = kept(&state.masks, index) {
+                return masks;
+            }
+            if !state.is_open() || state.answer.len() != index {
+                return Arc::default();
+            }
+            let Some(first) = self.exact(state, |state| self.compute(state)) else { return Arc::default() };
+            let masks: Arc<[TokenMask]> = self.speculate(state, first, drafts).into();
+            keep(&mut state.masks, index, Arc::clone(&masks));
+            masks
+        });
+        masks.unwrap_or_default()
+    }
+
+    /// Whether [`Self::masks`] returns the masks from token `index` on at once. `false` as well while another
+    /// thread uses the matcher.
     pub fn is_ready(&self, index: usize) -> bool {
         let state = match self.state.try_lock() {
             Ok(state) => state,
@@ -99,7 +147,7 @@ impl GrammarMatcher {
             Err(TryLockError::WouldBlock) => return false,
         };
         state.as_ref().is_some_and(|state| {
-            let is_next = state.progress == GrammarProgress::Open && state.consumed == index;
+            let is_next = state.is_open() && state.answer.len() == index;
             !is_next || state.masks.iter().any(|(at, _)| *at == index)
         })
     }
@@ -107,18 +155,97 @@ impl GrammarMatcher {
     /// Consumes token `index` of the answer, unless another rank has given it already. Returns how far the
     /// answer has come with it.
     pub fn advance(&self, index: usize, token: u32) -> GrammarProgress {
-        let progress = self.with_state(|state| {
-            if state.progress == GrammarProgress::Open && index >= state.consumed {
-                if index == state.consumed {
-                    self.consume(state, token);
-                } else {
-                    // A token before it was not sampled, or was not given to the matcher.
-                    state.progress = failed("a token of the answer is missing");
-                }
+        self.accept(index, &[token]).progress
+    }
+
+    /// Consumes the tokens of the answer from `index` on, up to one that ends it, unless another rank has
+    /// given them already. If a token after the first cannot be followed, those before it are accepted, and
+    /// the next call says why.
+    pub fn accept(&self, index: usize, tokens: &[u32]) -> Accepted {
+        let accepted = self.with_state(|state| {
+            if let Some(accepted) = kept(&state.accepted, index) {
+                return accepted;
             }
-            state.progress.clone()
+            if state.is_open() && index > state.answer.len() {
+                // A token before it was not sampled, or was not given to the matcher.
+                state.progress = failed("a token of the answer is missing");
+            }
+            if !state.is_open() || index < state.answer.len() {
+                return Accepted { tokens: 0, progress: state.progress.clone() };
+            }
+            let accepted = self.consume_all(state, tokens);
+            keep(&mut state.accepted, index, accepted.clone());
+            accepted
         });
-        progress.unwrap_or_else(|failed| failed)
+        accepted.unwrap_or_else(|progress| Accepted { tokens: 0, progress })
+    }
+
+    fn consume_all(&self, state: &mut State, tokens: &[u32]) -> Accepted {
+        for (before, token) in tokens.iter().enumerate() {
+            self.exact(state, |state| self.consume(state, *token));
+            match &state.progress {
+                GrammarProgress::Open => {}
+                GrammarProgress::Complete => {
+                    return Accepted { tokens: before + 1, progress: GrammarProgress::Complete };
+                }
+                _ if before > 0 => return Accepted { tokens: before, progress: GrammarProgress::Open },
+                fault => return Accepted { tokens: 1, progress: fault.clone() },
+            }
+        }
+        Accepted { tokens: tokens.len(), progress: GrammarProgress::Open }
+    }
+
+    /// Computes the masks after `first` and takes the drafts back.
+    fn speculate(&self, state: &mut State, first: TokenMask, drafts: &[u32]) -> Vec<TokenMask> {
+        let before = state.answer.len();
+        let mut masks = vec![first];
+        let drafts = if state.can_speculate { drafts } else { &[] };
+        for (draft, at) in drafts.iter().zip(0..) {
+            if !allows(&masks[at], *draft) || self.stop_ids.contains(draft) {
+                break;
+            }
+            state.has_speculated = true;
+            self.consume(state, *draft);
+            let next = if state.is_open() { self.compute(state) } else { None };
+            let Some(next) = next else { break };
+            masks.push(next);
+        }
+        let consumed = state.answer.len() - before;
+        if consumed > 0 {
+            state.answer.truncate(before);
+            state.progress = GrammarProgress::Open;
+            let taken_back = state.matcher.as_mut().map_or(Ok(()), |matcher| matcher.rollback(consumed));
+            if taken_back.is_err() {
+                state.can_speculate = false;
+                self.restart(state);
+            }
+        }
+        masks
+    }
+
+    /// Does some work for the answer. If it fails after drafts were consumed, it is done again with a matcher
+    /// that has consumed none: the work for drafts must not count towards the limits.
+    fn exact<T>(&self, state: &mut State, work: impl Fn(&mut State) -> T) -> T {
+        let before = state.answer.len();
+        let result = work(state);
+        let has_failed =
+            matches!(state.progress, GrammarProgress::Failed(_) | GrammarProgress::TooComplex(_));
+        if !has_failed || !state.has_speculated {
+            return result;
+        }
+        state.answer.truncate(before);
+        self.restart(state);
+        work(state)
+    }
+
+    /// Makes a matcher that has consumed the answer and no drafts.
+    fn restart(&self, state: &mut State) {
+        state.matcher = self.grammar.start();
+        state.has_speculated = false;
+        state.progress = GrammarProgress::Open;
+        for token in std::mem::take(&mut state.answer) {
+            self.consume(state, token);
+        }
     }
 
     /// Works on the state. A panic fails this answer, and not the thread, which works for others as well.
@@ -127,22 +254,14 @@ impl GrammarMatcher {
         let done = catch_unwind(AssertUnwindSafe(|| work(self.started(&mut state))));
         done.map_err(|_panic| {
             let progress = failed("the matcher panicked");
-            *state = Some(State {
-                matcher: None,
-                consumed: 0,
-                end: Vec::new(),
-                progress: progress.clone(),
-                masks: VecDeque::new(),
-            });
+            *state = Some(State { progress: progress.clone(), ..State::new(None) });
             progress
         })
     }
 
     fn started<'a>(&self, state: &'a mut Option<State>) -> &'a mut State {
         state.get_or_insert_with(|| {
-            let (matcher, masks) = (self.grammar.start(), VecDeque::new());
-            let mut state =
-                State { matcher, end: Vec::new(), consumed: 0, progress: GrammarProgress::Open, masks };
+            let mut state = State::new(self.grammar.start());
             for token in &self.before {
                 self.consume(&mut state, *token);
             }
@@ -151,14 +270,10 @@ impl GrammarMatcher {
     }
 
     fn consume(&self, state: &mut State, token: u32) {
-        state.consumed += 1;
+        state.answer.push(token);
         if self.stop_ids.contains(&token) {
             state.progress = GrammarProgress::Complete;
             return;
-        }
-        if let Some(rules) = &self.grammar.rules {
-            state.end.push(token);
-            state.end.drain(..state.end.len().saturating_sub(rules.depth()));
         }
         let Some(matcher) = &mut state.matcher else { return };
         match matcher.consume_token(token) {
@@ -180,7 +295,7 @@ impl GrammarMatcher {
             },
         };
         if let Some(rules) = &self.grammar.rules {
-            rules.apply(&mut mask, &state.end);
+            rules.apply(&mut mask, &state.answer);
             if mask.iter().all(|word| *word == 0) {
                 state.progress = GrammarProgress::Stuck;
                 return None;
@@ -203,6 +318,11 @@ impl GrammarMatcher {
         }
         Ok(mask.as_slice()[..self.grammar.vocab.div_ceil(32)].to_vec())
     }
+}
+
+/// Whether a mask allows a token.
+fn allows(mask: &[u32], token: u32) -> bool {
+    mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 
 fn failed(text: &str) -> GrammarProgress {

@@ -23,7 +23,7 @@ pub use compiler::{GrammarCompiler, Vocabulary};
 pub use gbnf::gbnf_to_lark;
 pub use json_options::JsonOptions;
 pub(crate) use keywords::OPTIONS;
-pub use matcher::{GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
+pub use matcher::{Accepted, GrammarMatcher, GrammarProgress, TokenMask, next_allowed};
 pub use token_rules::TokenRules;
 
 use std::fmt;

@@ -30,17 +30,12 @@ impl TokenRules {
         Self { always: always.into(), sequences }
     }
 
-    /// Number of tokens at the end of an answer that the rules depend on.
-    pub(super) fn depth(&self) -> usize {
-        self.sequences.iter().map(|ids| ids.len() - 1).max().unwrap_or(0)
-    }
-
-    /// Masks what may not follow an answer with this end.
-    pub(super) fn apply(&self, mask: &mut [u32], end: &[u32]) {
+    /// Masks what may not follow an answer.
+    pub(super) fn apply(&self, mask: &mut [u32], answer: &[u32]) {
         mask.iter_mut().zip(&*self.always).for_each(|(word, always)| *word &= always);
         for ids in &self.sequences {
             if let Some((last, before)) = ids.split_last()
-                && end.ends_with(before)
+                && answer.ends_with(before)
             {
                 set(mask, *last, false);
             }

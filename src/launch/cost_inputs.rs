@@ -13,6 +13,7 @@ use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::KvDtype;
 use crate::engine::{Forecast, SchedulerConfig};
 use crate::model::{ModelConfig, Precision};
+use crate::scheduler::{StepTime, StepTimes};
 
 /// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
 pub(crate) struct CostInputs {
@@ -107,6 +108,16 @@ pub(crate) fn forecast(cost: &CostModel, config: &SchedulerConfig, pace: f64) ->
         (tokens, cost.step([row]).total() * pace)
     };
     Forecast::new(&[1, most / 2, most].map(step))
+}
+
+/// Predicted times of steps of few rows, by which drafts are chosen.
+pub(crate) fn step_times(cost: &CostModel, config: &SchedulerConfig) -> StepTimes {
+    let step = |rows: usize| {
+        let count = u32::try_from(rows).unwrap_or(u32::MAX);
+        let row = RowShape { tokens: count, position: 0, logits: count };
+        StepTime { rows, seconds: cost.step([row]).total() }
+    };
+    StepTimes::new(StepTimes::rows_to_measure(config.max_num_batched_tokens).map(step).collect())
 }
 
 /// A recorded number format.

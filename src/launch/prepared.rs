@@ -172,5 +172,7 @@ pub(crate) fn scheduler_config(p: &Prepared) -> SchedulerConfig {
         prefix_caching: p.config.scheduling.enable_prefix_caching,
         reward_width: p.model.reward_width(),
         policy: p.config.scheduling.policy(),
+        // A model with a reward head generates nothing.
+        max_drafts: if p.model.reward.is_some() { 0 } else { p.config.speculation.max_drafts() },
     }
 }

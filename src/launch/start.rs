@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::cost_inputs::{CostInputs, forecast};
+use super::cost_inputs::{CostInputs, forecast, step_times};
 use super::cuda::CudaGroup;
 use super::devices::Devices;
 use super::loading_progress::LoadingDisplay;
@@ -14,7 +14,7 @@ use crate::comm::{Communicator, Local};
 use crate::device::Device;
 use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast};
 use crate::model::Model;
-use crate::runner::{RankParts, Runner, RunnerOptions};
+use crate::runner::{RankParts, Runner, RunnerOptions, measure_step_times};
 use crate::server::Stage;
 use crate::simulator::{SimulatedModel, Simulator, SyntheticAnswers};
 
@@ -48,8 +48,10 @@ pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHan
             p.status.starting(Stage::Preparing);
             let cost = CostInputs::of_server(&gpus, p).cost()?;
             let forecast = forecast(&cost, &scheduler_config(p), gpus.settings.simulate_pace);
+            let step_times = step_times(&cost, &scheduler_config(p));
             let executor = Box::new(simulator(&gpus, p)?);
-            Ok(Engine::start_with(scheduler_config(p), executor, options(p, in_flight, forecast))?)
+            let options = EngineOptions { step_times, ..options(p, in_flight, forecast) };
+            Ok(Engine::start_with(scheduler_config(p), executor, options)?)
         }
     }
 }
@@ -79,7 +81,7 @@ fn options(p: &Prepared, in_flight: usize, forecast: Forecast) -> EngineOptions 
 
 fn start_runner<D: Device, C: Communicator<D>>(
     ranks: Ranks<D, C>,
-    options: EngineOptions,
+    mut options: EngineOptions,
     p: &Prepared,
 ) -> anyhow::Result<(EngineHandle, EngineThread)> {
     let Ranks { devices, group, mut nearby_cpus } = ranks;
@@ -105,6 +107,9 @@ fn start_runner<D: Device, C: Communicator<D>>(
     let mut runner = Runner::start(ranks.collect(), RunnerOptions { step_timeout, mask_threads });
     // Waits for graph capture, so that no request does after the server is ready.
     runner.prepared()?;
+    if scheduler.max_drafts > 0 {
+        options.step_times = measure_step_times(&mut runner, &scheduler)?;
+    }
     Ok(Engine::start_with(scheduler, Box::new(runner), options)?)
 }
 

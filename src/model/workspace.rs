@@ -67,7 +67,8 @@ impl<D: Device> Shortlists<D> {
 const STEPS_AHEAD: usize = 2;
 
 /// Limit on sampling launches in flight. A step has one per [`LOGIT_ROWS`] rows, and one more because rows
-/// sampled from shortlists and rows sampled from all logits are launched separately.
+/// sampled from shortlists and rows sampled from all logits are launched separately. A step with drafts, which
+/// is alone in flight, may use all of them.
 fn samples(slots: usize) -> usize {
     STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1)
 }

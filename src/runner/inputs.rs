@@ -5,8 +5,9 @@ use std::sync::Arc;
 use crate::device::{Segment, StepInputs, Token};
 use crate::scheduler::step_plan::{StepPlan, TokenSource};
 
-/// Concatenates the rows of a plan; each row becomes a segment.
-pub(super) fn flatten(plan: &StepPlan) -> StepInputs {
+/// Concatenates the rows of a plan; each row becomes a segment, and one with drafts becomes segments of at
+/// most `longest` tokens.
+pub(super) fn flatten(plan: &StepPlan, longest: usize) -> StepInputs {
     let mut inputs = StepInputs::default();
     for row in &plan.rows {
         let first = inputs.tokens.len();
@@ -14,12 +15,15 @@ pub(super) fn flatten(plan: &StepPlan) -> StepInputs {
             TokenSource::Host(tokens) => inputs.tokens.extend(tokens.iter().map(|id| Token::Id(*id))),
             TokenSource::LastSampled => inputs.tokens.push(Token::Last { slot: row.slot }),
         }
-        inputs.segments.push(Segment {
-            first,
-            len: inputs.tokens.len() - first,
-            position: row.position as usize,
+        let (end, position) = (inputs.tokens.len(), row.position as usize);
+        let longest = if row.drafts > 0 { longest } else { end - first };
+        let segment = |at: usize| Segment {
+            first: at,
+            len: longest.min(end - at),
+            position: position + at - first,
             blocks: Arc::clone(&row.blocks),
-        });
+        };
+        inputs.segments.extend((first..end).step_by(longest).map(segment));
     }
     inputs
 }

@@ -7,13 +7,18 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use crate::grammar::TokenMask;
 use crate::scheduler::step_plan::SlotStart;
 
-/// A mask to compute.
-struct MaskJob {
-    start: Arc<SlotStart>,
-    /// The index of the token in the answer.
-    index: usize,
+/// The masks of a row to compute.
+#[derive(Debug)]
+pub(super) struct MaskJob {
+    /// The row's sequence.
+    pub(super) start: Arc<SlotStart>,
+    /// The index in its answer of the first token that the row samples.
+    pub(super) index: usize,
+    /// The drafts before the other tokens that it samples.
+    pub(super) drafts: Vec<u32>,
 }
 
 /// The threads. Dropping the pool ends them after the masks that were submitted.
@@ -37,7 +42,7 @@ impl MaskPool {
         let worker = |index: usize| {
             let inbox = inbox.clone();
             let thread = std::thread::Builder::new().name(format!("mask-{index}"));
-            thread.spawn(move || inbox.iter().for_each(MaskJob::compute)).ok()
+            thread.spawn(move || inbox.iter().for_each(|job| _ = job.masks())).ok()
         };
         Self { jobs: Some(jobs), threads: (0..threads).map_while(worker).collect() }
     }
@@ -57,21 +62,25 @@ impl Drop for MaskPool {
 }
 
 impl MaskSubmitter {
-    /// Submits the masks of these tokens: the sequence, and the token's index in its answer. The tokens
-    /// before must have been given to the sequence's matcher. Does nothing without threads.
-    pub(super) fn submit(&self, masks: impl Iterator<Item = (Arc<SlotStart>, usize)>) {
+    /// Submits the masks of rows. The tokens before must have been given to the sequences' matchers. Does
+    /// nothing without threads.
+    pub(super) fn submit(&self, masks: impl Iterator<Item = MaskJob>) {
         let Some(jobs) = self.0.upgrade().filter(|jobs| jobs.receiver_count() > 0) else { return };
-        for (start, index) in masks {
-            let _ended = jobs.send(MaskJob { start, index });
+        for job in masks {
+            let _ended = jobs.send(job);
         }
     }
 }
 
 impl MaskJob {
-    /// Computes the mask. The matcher keeps it, or the reason why there is none, for the ranks.
-    fn compute(self) {
-        if let Some(grammar) = &self.start.grammar {
-            let _kept = grammar.mask(self.index);
-        }
+    /// The masks of the tokens that the row samples. The matcher keeps them, or the reason why there is none,
+    /// for the ranks.
+    pub(super) fn masks(&self) -> Arc<[TokenMask]> {
+        self.start.grammar.as_ref().map(|grammar| grammar.masks(self.index, &self.drafts)).unwrap_or_default()
+    }
+
+    /// Whether [`Self::masks`] returns at once.
+    pub(super) fn is_ready(&self) -> bool {
+        self.start.grammar.as_ref().is_none_or(|grammar| grammar.is_ready(self.index))
     }
 }

@@ -10,6 +10,7 @@ mod mask_pool;
 mod memory;
 mod rank;
 mod sampler;
+mod step_times;
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
 pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
 pub use rank::RankParts;
+pub use step_times::measure_step_times;
 
 use mask_pool::MaskPool;
 

@@ -10,10 +10,10 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use super::inputs;
 use super::mask_pool::MaskSubmitter;
 use super::memory::graph_rows;
-use super::sampler::{self, SamplerSlots};
+use super::sampler::{self, SampledPosition, SamplerSlots};
 use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::Communicator;
-use crate::device::{CacheSpec, Device, DeviceError, Graph, PEER, SampleSource, StepInputs};
+use crate::device::{CacheSpec, DECODE_ROWS, Device, DeviceError, Graph, PEER, SampleSource, StepInputs};
 use crate::engine::panic_text;
 use crate::grammar::TokenMask;
 use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
@@ -77,19 +77,26 @@ struct ForwardPass {
     firsts: Vec<usize>,
 }
 
+/// A row that samples, with the slot's occupant at that time.
+struct SamplingRow {
+    index: usize,
+    start: Arc<SlotStart>,
+}
+
 /// A step that has been launched, and whose tokens have been sampled but not read back.
 struct PendingOutput {
     plan: Arc<StepPlan>,
     rows: Vec<RowOutput>,
-    /// Rows that sample, grouped by sampling launch, each with the slot's occupant at that time.
-    sampled: Vec<Vec<(usize, Arc<SlotStart>)>>,
+    sampling: Vec<SamplingRow>,
+    /// The row of each token, by sampling launch.
+    pieces: Vec<Vec<usize>>,
     /// Time for which the device had to wait for masks.
     mask_wait: Duration,
 }
 
-/// The masks of a step's rows.
+/// The masks of the tokens that each row of a step samples; none for a row without a grammar.
 struct StepMasks {
-    rows: Vec<Option<TokenMask>>,
+    rows: Vec<Arc<[TokenMask]>>,
     /// Time for which the device had to wait for them.
     wait: Duration,
 }
@@ -188,7 +195,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     /// Runs all layers over a step, by replaying a graph if one fits.
     fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
         let rows = inputs.tokens.len();
-        let decodes = inputs.segments.iter().all(|segment| segment.len == 1);
+        let decodes = inputs.segments.iter().all(|segment| segment.len <= DECODE_ROWS);
         let fits = self.graphs.iter().find(|(most, _)| decodes && rows <= *most);
         if let Some((most, graph)) = fits {
             inputs.graph_rows = *most;
@@ -218,10 +225,13 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         self.slots.admit(&plan);
         // On a device that runs the pass within its launch, these masks are computed meanwhile.
         self.submit_masks(&plan, |row| is_last_known || row.tokens != TokenSource::LastSampled);
-        let mut inputs = inputs::flatten(&plan);
+        // Shorter segments can be decoded by a graph; otherwise a longer one reads each KV block once.
+        let longest = if D::LAYOUT.captures() { DECODE_ROWS } else { usize::MAX };
+        let mut inputs = inputs::flatten(&plan, longest);
         self.forward(&mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
-        let firsts: Vec<usize> = inputs.segments.iter().map(|segment| segment.first).collect();
+        let fed = |sum: &mut usize, row: &Row| Some(std::mem::replace(sum, *sum + row.tokens.len()));
+        let firsts: Vec<usize> = plan.rows.iter().scan(0, fed).collect();
         self.score(&plan, &firsts, &mut rows)?;
         self.rewards(&plan, &firsts, &mut rows)?;
         Ok(ForwardPass { plan, rows, firsts })
@@ -232,19 +242,23 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let ForwardPass { plan, rows, firsts } = step;
         let masks = self.masks(&plan)?;
         let pieces = self.sample(&plan, &firsts, &masks.rows)?;
-        let sampled = |index: usize| (index, Arc::clone(self.slots.get(plan.rows[index].slot).start()));
-        let sampled = pieces.into_iter().map(|piece| piece.into_iter().map(sampled).collect()).collect();
-        Ok(PendingOutput { sampled, plan, rows, mask_wait: masks.wait })
+        let sampling = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
+        let start = |row: &Row| Arc::clone(self.slots.get(row.slot).start());
+        let sampling = sampling.map(|(index, row)| SamplingRow { index, start: start(row) }).collect();
+        Ok(PendingOutput { sampling, pieces, plan, rows, mask_wait: masks.wait })
     }
 
     /// Waits for the sampled tokens of a step and returns its output.
     fn finish(&mut self, step: PendingOutput) -> Result<StepOutput, DeviceError> {
-        let PendingOutput { plan, mut rows, sampled, mask_wait } = step;
-        for piece in &sampled {
+        let PendingOutput { plan, mut rows, sampling, pieces, mask_wait } = step;
+        let mut results = vec![Vec::new(); rows.len()];
+        for piece in &pieces {
             let tokens = self.device.take_sampled(&mut self.space.step)?;
-            for ((index, start), token) in piece.iter().zip(tokens) {
-                self.slots.add_sampled(&plan.rows[*index], start, token, &mut rows[*index]);
-            }
+            piece.iter().zip(tokens).for_each(|(row, token)| results[*row].push(token));
+        }
+        for SamplingRow { index, start } in &sampling {
+            let sampled = std::mem::take(&mut results[*index]);
+            self.slots.add_sampled(&plan.rows[*index], start, sampled, &mut rows[*index]);
         }
         Ok(StepOutput { id: plan.id, rows, mask_wait })
     }
@@ -273,7 +287,8 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     ) -> Result<(), DeviceError> {
         let wanting: Vec<usize> = (0..plan.rows.len()).filter(|index| plan.rows[*index].reward).collect();
         for piece in wanting.chunks(LOGIT_ROWS) {
-            let wanted: Vec<u32> = piece.iter().map(|index| last_row(plan, firsts, *index)).collect();
+            let wanted: Vec<u32> =
+                piece.iter().map(|index| residual_row(&plan.rows[*index], firsts[*index], 0)).collect();
             let values = self.model.rewards(&self.device, &wanted, &mut self.space)?;
             for (index, values) in piece.iter().zip(values.chunks_exact(values.len() / piece.len())) {
                 out[*index].non_finite |= values.iter().any(|value| !value.is_finite());
@@ -288,49 +303,51 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn submit_masks(&self, plan: &StepPlan, is_known: impl Fn(&Row) -> bool) {
         let share = plan.rows.iter().skip(self.place.rank).step_by(self.place.ranks);
         let known = share.filter(|row| is_known(row));
-        self.place.masks.submit(known.filter_map(|row| self.slots.mask_of(row)));
+        self.place.masks.submit(known.filter_map(|row| self.slots.mask_job(row)));
     }
 
     /// The masks of the rows that sample, by row. Those that the pool has not begun are computed here, from
     /// the last row on, since the pool begins with the first. Ranks share the masks: each begins with another
     /// row, so that they divide the work.
     fn masks(&self, plan: &StepPlan) -> Result<StepMasks, DeviceError> {
-        let mut rows = vec![None; plan.rows.len()];
+        let mut rows: Vec<Arc<[TokenMask]>> = vec![Arc::default(); plan.rows.len()];
         let mut device_waits_since = None;
         let first = plan.rows.len() * (self.place.rank + 1) / self.place.ranks;
         for index in (0..first).rev().chain((first..plan.rows.len()).rev()) {
-            let Some((start, token)) = self.slots.mask_of(&plan.rows[index]) else { continue };
-            let Some(grammar) = &start.grammar else { continue };
-            if device_waits_since.is_none() && !grammar.is_ready(token) && self.device.is_idle()? {
+            let Some(job) = self.slots.mask_job(&plan.rows[index]) else { continue };
+            if device_waits_since.is_none() && !job.is_ready() && self.device.is_idle()? {
                 device_waits_since = Some(Instant::now());
             }
-            rows[index] = grammar.mask(token);
+            rows[index] = job.masks();
         }
         let wait = device_waits_since.map(|since| since.elapsed());
         Ok(StepMasks { rows, wait: wait.unwrap_or_default() })
     }
 
-    /// Samples a token for each row that wants one. Returns the rows of each sampling launch.
+    /// Samples the tokens of the rows that want some. Returns the row of each token, by sampling launch.
     fn sample(
         &mut self,
         plan: &StepPlan,
         firsts: &[usize],
-        masks: &[Option<TokenMask>],
+        masks: &[Arc<[TokenMask]>],
     ) -> Result<Vec<Vec<usize>>, DeviceError> {
-        let wanting = (0..plan.rows.len()).filter(|index| plan.rows[*index].sample);
+        let wanting = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
+        let wanting = wanting.flat_map(|(index, row)| self.slots.positions(index, row, &masks[index]));
         // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
         // allow it, not all of them.
         let divided = self.model.is_divided();
-        let row = |index: &usize| self.slots.sample_row(&plan.rows[*index], masks[*index].as_ref());
-        let is_short = |index: &usize| divided && row(index).is_short();
-        let (short, whole): (Vec<usize>, Vec<usize>) = wanting.partition(is_short);
+        let row = |at: &SampledPosition<'_>| self.slots.sample_row(&plan.rows[at.row], at).is_short();
+        let (short, whole): (Vec<_>, Vec<_>) = wanting.partition(|at| divided && row(at));
         let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
         let pieces: Vec<_> = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false))).collect();
-        for (piece, is_short) in &pieces {
-            let wanted: Vec<u32> = piece.iter().map(|index| last_row(plan, firsts, *index)).collect();
-            let rows: Vec<_> = piece.iter().map(row).collect();
+        let mut sampled = Vec::with_capacity(pieces.len());
+        for (piece, is_short) in pieces {
+            let wanted =
+                |at: &SampledPosition<'_>| residual_row(&plan.rows[at.row], firsts[at.row], at.drafts);
+            let wanted: Vec<u32> = piece.iter().map(wanted).collect();
+            let rows: Vec<_> = piece.iter().map(|at| self.slots.sample_row(&plan.rows[at.row], at)).collect();
             let space = &mut self.space;
-            if *is_short {
+            if is_short {
                 let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };
                 self.model.shortlists(&self.device, &self.comm, &wanted, space)?;
                 let lists = space.shortlists.as_ref().expect("a divided model has them");
@@ -340,12 +357,14 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
                 let source = SampleSource::Logits { logits: &space.logits, vocab: self.vocab };
                 self.device.sample(source, &rows, &mut space.step)?;
             }
+            sampled.push(piece.iter().map(|at| at.row).collect());
         }
-        Ok(pieces.into_iter().map(|(piece, _)| piece.to_vec()).collect())
+        Ok(sampled)
     }
 }
 
-/// The last row of the residual stream that belongs to row `index` of a plan.
-fn last_row(plan: &StepPlan, firsts: &[usize], index: usize) -> u32 {
-    (firsts[index] + plan.rows[index].tokens.len() - 1) as u32
+/// The row of the residual stream after which the token that follows `drafts` drafts of a row is sampled.
+/// `first` is the row of its first token.
+fn residual_row(row: &Row, first: usize, drafts: usize) -> u32 {
+    (first + row.len_without_drafts() + drafts - 1) as u32
 }

@@ -2,8 +2,12 @@
 //! The rank's own thread counts the generated tokens for penalties when it has read a step's results, while
 //! the forward pass of the next step may run already. Masks of grammars are computed on a pool.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
+use super::mask_pool::MaskJob;
 use crate::device::{self, RowLogprob, SampleRow};
 use crate::grammar::{GrammarProgress, TokenMask};
 use crate::request::{SampledToken, SamplingParams, TokenLogprob};
@@ -66,14 +70,41 @@ impl SlotState {
     }
 
     fn count(&mut self, token: u32) {
-        if !self.has_penalty() {
-            return;
-        }
-        match self.output.binary_search_by_key(&token, |(id, _)| *id) {
-            Ok(at) => self.output[at].1 += 1,
-            Err(at) => self.output.insert(at, (token, 1)),
+        if self.has_penalty() {
+            add_token(&mut self.output, token);
         }
     }
+
+    /// The counts of the generated tokens if these drafts follow them.
+    fn counts_with(&self, drafts: &[u32]) -> Cow<'_, [(u32, u32)]> {
+        if drafts.is_empty() || !self.has_penalty() {
+            return Cow::Borrowed(&self.output);
+        }
+        let mut counts = self.output.clone();
+        drafts.iter().for_each(|draft| add_token(&mut counts, *draft));
+        Cow::Owned(counts)
+    }
+}
+
+/// Adds a token to counts that are sorted by id.
+fn add_token(counts: &mut Vec<(u32, u32)>, token: u32) {
+    match counts.binary_search_by_key(&token, |(id, _)| *id) {
+        Ok(at) => counts[at].1 += 1,
+        Err(at) => counts.insert(at, (token, 1)),
+    }
+}
+
+/// A position of a row from whose logits a token is sampled.
+#[derive(Debug, Clone)]
+pub(super) struct SampledPosition<'a> {
+    /// The index of the row in its plan.
+    pub(super) row: usize,
+    /// Drafts of the row before the token.
+    pub(super) drafts: usize,
+    /// The token's mask.
+    mask: Option<TokenMask>,
+    /// The counts of the generated tokens before it.
+    output: Cow<'a, [(u32, u32)]>,
 }
 
 impl SamplerSlots {
@@ -99,19 +130,37 @@ impl SamplerSlots {
         self.0[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
     }
 
-    /// The sequence of a row that samples by a grammar, and the index in its answer of the token that the row
-    /// samples.
-    pub(super) fn mask_of(&self, row: &Row) -> Option<(Arc<SlotStart>, usize)> {
+    /// The masks that a row samples by; `None` if it samples without a grammar.
+    pub(super) fn mask_job(&self, row: &Row) -> Option<MaskJob> {
         let start = &self.get(row.slot).start;
-        start.grammar.as_ref().filter(|_| row.sample).map(|_| (Arc::clone(start), generated(row, start)))
+        start.grammar.as_ref().filter(|_| row.sample).map(|_| MaskJob {
+            start: Arc::clone(start),
+            index: generated(row, start),
+            drafts: row.draft_tokens().to_vec(),
+        })
     }
 
-    /// The sampling parameters of a row's next token, with its grammar's mask.
-    pub(super) fn sample_row<'a>(&'a self, row: &Row, mask: Option<&'a TokenMask>) -> SampleRow<'a> {
+    /// The positions of a row that a token is sampled for: after its last token, and after each draft that
+    /// its grammar can follow.
+    pub(super) fn positions(&self, index: usize, row: &Row, masks: &[TokenMask]) -> Vec<SampledPosition<'_>> {
+        let slot = self.get(row.slot);
+        let count = if slot.start.grammar.is_some() { masks.len().max(1) } else { row.drafts + 1 };
+        let position = |drafts: usize| SampledPosition {
+            row: index,
+            drafts,
+            mask: masks.get(drafts).cloned(),
+            output: slot.counts_with(&row.draft_tokens()[..drafts]),
+        };
+        (0..count).map(position).collect()
+    }
+
+    /// The sampling parameters of the token for a position of a row.
+    pub(super) fn sample_row<'a>(&'a self, row: &Row, at: &'a SampledPosition<'_>) -> SampleRow<'a> {
         let slot = self.get(row.slot);
         let p = &slot.start.sampling;
-        let position = row.position + row.tokens.len() as u32;
-        let too_early = generated(row, &slot.start) < p.min_tokens as usize;
+        let mask = at.mask.as_ref();
+        let position = row.position + (row.len_without_drafts() + at.drafts) as u32;
+        let too_early = generated(row, &slot.start) + at.drafts < p.min_tokens as usize;
         // A grammar that allows only an end has precedence over the least number of tokens.
         let goes_on = mask.is_none_or(|mask| allows_another(mask, &p.barred));
         let barred: &[u32] = if too_early && goes_on { &p.barred } else { &[] };
@@ -127,7 +176,7 @@ impl SamplerSlots {
             barred,
             allowed: mask.map(|mask| &**mask),
             prompt: &slot.start.tokens[..slot.start.prompt_len],
-            output: &slot.output,
+            output: &at.output,
             seed: p.seed,
             position,
             logprobs: p.logprobs,
@@ -135,38 +184,50 @@ impl SamplerSlots {
         }
     }
 
-    /// Adds a sampled token to the row's output, and to the slot's counts unless the slot has another
-    /// occupant by now. The sequence's grammar consumes the token.
+    /// Adds the tokens that were sampled for a row to its output: those up to the first that differs from its
+    /// draft. Adds them to the slot's counts unless the slot has another occupant by now, and the sequence's
+    /// grammar consumes them.
     pub(super) fn add_sampled(
         &mut self,
         row: &Row,
         start: &Arc<SlotStart>,
-        sampled: device::SampleResult,
+        sampled: Vec<device::SampleResult>,
         out: &mut RowOutput,
     ) {
-        match sampled {
-            device::SampleResult::NonFinite => out.non_finite = true,
-            device::SampleResult::Token(token, logprob) => {
-                if let Some(grammar) = &start.grammar {
-                    out.grammar = grammar.advance(generated(row, start), token);
-                    if out.grammar == GrammarProgress::Stuck {
-                        return;
+        let mut drafts = row.draft_tokens().iter();
+        for result in sampled {
+            match result {
+                // After accepted drafts, the next step computes it again and reports it.
+                device::SampleResult::NonFinite => {
+                    out.non_finite = out.tokens.is_empty();
+                    break;
+                }
+                device::SampleResult::Token(token, logprob) => {
+                    let logprob = logprob.map(|logprob| Box::new(with_token(token, logprob)));
+                    out.tokens.push(SampledToken { id: token, logprob });
+                    if drafts.next() != Some(&token) {
+                        break;
                     }
                 }
-                let slot = self.0[row.slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
-                if let Some(slot) = slot {
-                    slot.count(token);
-                }
-                let logprob = logprob.map(|logprob| Box::new(with_token(token, logprob)));
-                out.tokens.push(SampledToken { id: token, logprob });
             }
+        }
+        if let Some(grammar) = start.grammar.as_ref().filter(|_| !out.tokens.is_empty()) {
+            let ids: SmallVec<[u32; 4]> = out.tokens.iter().map(|token| token.id).collect();
+            let accepted = grammar.accept(generated(row, start), &ids);
+            let is_stuck = accepted.progress == GrammarProgress::Stuck;
+            out.tokens.truncate(if is_stuck { 0 } else { accepted.tokens.max(1) });
+            out.grammar = accepted.progress;
+        }
+        let slot = self.0[row.slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
+        if let Some(slot) = slot {
+            out.tokens.iter().for_each(|token| slot.count(token.id));
         }
     }
 }
 
-/// The number of tokens generated before the one that a row samples.
+/// The number of tokens generated before the first one that a row samples.
 fn generated(row: &Row, start: &SlotStart) -> usize {
-    row.position as usize + row.tokens.len() - start.prompt_len
+    row.position as usize + row.len_without_drafts() - start.prompt_len
 }
 
 /// Whether a mask allows an id that is not barred.

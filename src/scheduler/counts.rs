@@ -1,6 +1,6 @@
 //! The scheduler's numbers, as the engine publishes them.
 
-use super::SchedulerConfig;
+use super::{MAX_DRAFTS, SchedulerConfig};
 
 /// Current numbers of sequences and blocks, and totals since the start.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -40,6 +40,34 @@ pub struct Counts {
     pub prompt_tokens: u64,
     /// Total: generated tokens.
     pub generated_tokens: u64,
+    /// Totals of speculative decoding.
+    pub speculation: SpeculationCounts,
+}
+
+/// Totals of speculative decoding.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SpeculationCounts {
+    /// Rows that fed drafts.
+    pub rows: u64,
+    /// Drafts fed.
+    pub drafts: u64,
+    /// Drafts accepted, by their place in the row.
+    pub accepted: [u64; MAX_DRAFTS],
+}
+
+impl SpeculationCounts {
+    /// Counts a row of `drafts` drafts that yielded `tokens` tokens.
+    pub(super) fn add(&mut self, drafts: usize, tokens: usize) {
+        self.rows += u64::from(drafts > 0);
+        self.drafts += drafts as u64;
+        let accepted = tokens.saturating_sub(1).min(drafts);
+        self.accepted.iter_mut().take(accepted).for_each(|count| *count += 1);
+    }
+
+    /// Drafts accepted.
+    pub fn all_accepted(&self) -> u64 {
+        self.accepted.iter().sum()
+    }
 }
 
 impl Counts {

@@ -12,6 +12,8 @@
 //! be planned in between; its decode rows feed tokens that are not known yet. A sequence that ends or is
 //! preempted while it has a row in flight keeps its blocks and its slot until that row is committed.
 //!
+//! With [`SchedulerConfig::max_drafts`], decode rows may feed drafts as well (see `speculation`).
+//!
 //! Requests of batches run behind live ones: they wait in a queue of their own, without ageing, and get what
 //! live requests leave (see `yielding`). Limits of the queue, forecasts and the counters of fairness between
 //! live requests do not see them.
@@ -19,7 +21,7 @@
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
-//! `prefetch` concerns the processor's caches only.
+//! `speculation` chooses drafts, which `ngram` finds. `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
 mod counts;
@@ -27,6 +29,7 @@ mod error;
 pub mod fair_queue;
 mod fingerprint;
 mod integrity;
+mod ngram;
 mod planner;
 mod prefetch;
 pub mod prefix;
@@ -34,6 +37,7 @@ pub(crate) mod queue_limits;
 mod request_check;
 mod sequence;
 mod slots;
+mod speculation;
 pub mod step_plan;
 mod yielding;
 
@@ -42,11 +46,12 @@ use std::sync::Arc;
 
 use crate::request::{Finish, Reject, Request, Tenant, Update};
 use blocks::Pool;
-pub use counts::Counts;
+pub use counts::{Counts, SpeculationCounts};
 pub use error::SchedulerError;
 use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
+pub use speculation::{MAX_DRAFTS, StepTime, StepTimes};
 use step_plan::{RowOutput, StepOutput, StepPlan};
 
 /// The most steps that may be planned and not yet committed.
@@ -79,6 +84,8 @@ pub struct SchedulerConfig {
     pub reward_width: usize,
     /// Rules for ageing, preemption and reservation.
     pub policy: Policy,
+    /// The most drafts of a row, at most [`MAX_DRAFTS`]; 0 without speculative decoding.
+    pub max_drafts: usize,
 }
 
 /// Rules for ageing, preemption and reservation.
@@ -122,6 +129,7 @@ impl SchedulerConfig {
         assert!(self.num_blocks > 0, "num_blocks must be positive");
         assert!(self.vocab_size > 0, "vocab_size must be positive");
         assert!((0.0..=1.0).contains(&self.policy.kv_reserve), "kv_reserve must be from 0 to 1");
+        assert!(self.max_drafts <= MAX_DRAFTS, "max_drafts must be at most {MAX_DRAFTS}");
     }
 }
 
@@ -171,6 +179,9 @@ pub struct Scheduler {
     committed_steps: u64,
     /// Rows planned and not committed.
     rows_in_flight: usize,
+    /// Whether the step in flight has drafts.
+    drafts_in_flight: bool,
+    step_times: StepTimes,
     totals: Counts,
 }
 
@@ -209,6 +220,8 @@ impl Scheduler {
             next_sequence_number: 0,
             committed_steps: 0,
             rows_in_flight: 0,
+            drafts_in_flight: false,
+            step_times: StepTimes::default(),
             totals: Counts::default(),
             config,
         }
@@ -296,10 +309,9 @@ impl Scheduler {
     ///
     /// Returns `None` if nothing can be computed now, or [`MAX_IN_FLIGHT`] steps are in flight.
     /// While batches have the device alone, one step is in flight: a live request that arrives then waits for
-    /// the rest of that step and for no other.
+    /// the rest of that step and for no other. While sequences speculate, one step is in flight too.
     pub fn plan(&mut self, prompt_tokens: Option<usize>) -> Option<PlannedStep> {
-        let most = if self.batches_alone() { 1 } else { MAX_IN_FLIGHT };
-        if self.steps_in_flight() >= most {
+        if self.steps_in_flight() >= self.most_in_flight() {
             return None;
         }
         let (rows, planned) = self.plan_rows(prompt_tokens);
@@ -309,6 +321,7 @@ impl Scheduler {
         let id = self.totals.steps;
         self.totals.steps += 1;
         self.rows_in_flight += planned.len();
+        self.drafts_in_flight = planned.iter().any(|row| row.drafts > 0);
         let rows_of_step = PlannedRows { step: id, rows: planned };
         Some(PlannedStep { plan: Arc::new(StepPlan { id, rows }), rows: rows_of_step })
     }
@@ -331,7 +344,11 @@ impl Scheduler {
         self.committed_steps += 1;
         self.rows_in_flight -= rows.rows.len();
         let mut updates = Vec::with_capacity(rows.rows.len());
+        if self.steps_in_flight() == 0 {
+            self.drafts_in_flight = false;
+        }
         for (row, output) in rows.rows.iter().zip(output.rows) {
+            self.totals.speculation.add(row.drafts, output.tokens.len());
             self.commit_row(row, output, &mut updates);
         }
         self.waiting.flush_charges();

@@ -16,6 +16,7 @@ use std::ops::Bound;
 use super::blocks::{Block, BlockTable, Pool};
 use super::sequence::{Order, PlannedRow, Sequence};
 use super::slots::Slot;
+use super::speculation::fitting_drafts;
 use super::step_plan::{BLOCK_TOKENS, Row};
 use super::{LeaveReason, Scheduler};
 
@@ -48,17 +49,17 @@ impl Draft {
     fn add_prompt(&mut self, sequence: &mut Sequence) {
         let len = sequence.pending().min(self.prompt_tokens_left());
         self.prompt_budget -= len;
-        self.add(sequence, len);
+        self.add(sequence, len, 0);
     }
 
-    /// Adds a decode row.
-    fn add_decode(&mut self, sequence: &mut Sequence) {
-        self.add(sequence, 1);
+    /// Adds a decode row with at most `drafts` drafts, for which there are tokens and blocks.
+    fn add_decode(&mut self, sequence: &mut Sequence, drafts: usize) {
+        self.add(sequence, 1, drafts);
     }
 
-    fn add(&mut self, sequence: &mut Sequence, len: usize) {
-        self.budget -= len;
-        let (row, planned) = sequence.row(len);
+    fn add(&mut self, sequence: &mut Sequence, len: usize, drafts: usize) {
+        let (row, planned) = sequence.row(len, drafts);
+        self.budget -= row.tokens.len();
         self.rows.push(row);
         self.planned.push(planned);
     }
@@ -76,6 +77,7 @@ impl Scheduler {
         let prompt_budget = prompt_tokens.filter(|_| self.streams_run()).unwrap_or(budget);
         let mut draft = Draft { rows, planned, budget, prompt_budget, promised };
         self.yield_to_live(&mut draft);
+        self.choose_drafts();
         self.plan_decodes(&mut draft, LIVE);
         let decodes = draft.rows.len();
         self.plan_prefills(&mut draft, LIVE);
@@ -104,7 +106,7 @@ impl Scheduler {
             }
             if self.make_room(order, draft) {
                 let sequence = self.running.get_mut(&order).expect("room was made for it");
-                draft.add_decode(sequence);
+                draft.add_decode(sequence, 0);
             }
         }
     }
@@ -130,7 +132,8 @@ impl Scheduler {
             {
                 return Some(*order);
             }
-            draft.add_decode(sequence);
+            let drafts = fitting_drafts(sequence, draft.budget, &mut self.pool, &mut self.reserved);
+            draft.add_decode(sequence, drafts);
         }
         None
     }
@@ -277,7 +280,7 @@ impl Scheduler {
 
 /// Gives a sequence one more block, from its own reservation, or from the unreserved ones if more than `kept`
 /// of them are available.
-fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize, kept: usize) -> bool {
+pub(super) fn grow(sequence: &mut Sequence, pool: &mut Pool, reserved: &mut usize, kept: usize) -> bool {
     let own = sequence.reserved > 0;
     if !own && pool.available() <= *reserved + kept {
         return false;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::blocks::{BlockTable, Pool};
+use super::ngram::Drafter;
 use super::prefix::BlockKey;
 use super::slots::Slot;
 use super::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, TokenSource};
@@ -48,6 +49,8 @@ pub struct Sequence {
     pub preemptions: u32,
     /// Blocks reserved for the sequence in addition to those of its table.
     pub reserved: usize,
+    /// Drafts to feed with the next decode row.
+    pub wanted_drafts: usize,
     request: Request,
     /// The prompt, followed by all committed output tokens.
     tokens: Vec<u32>,
@@ -68,6 +71,10 @@ pub struct Sequence {
     cached: Option<u32>,
     /// Whether the first update has been returned.
     answered: bool,
+    /// Finds drafts; `None` until they are first asked for.
+    drafter: Option<Box<Drafter>>,
+    /// The drafts of the row in flight.
+    drafts: Vec<u32>,
 }
 
 /// The scheduler's record of a row in flight.
@@ -78,7 +85,10 @@ pub struct PlannedRow {
     /// The row's request.
     pub id: RequestId,
     position: usize,
+    /// Tokens fed, without drafts.
     len: usize,
+    /// Drafts fed after them.
+    pub(super) drafts: usize,
     sample: bool,
     scores: usize,
     reward: bool,
@@ -100,6 +110,7 @@ impl Sequence {
             arrived_at_step,
             preemptions: 0,
             reserved: 0,
+            wanted_drafts: 0,
             tokens: request.prompt.to_vec(),
             scored: (request.prompt_logprobs_start as usize).saturating_sub(1),
             request,
@@ -111,6 +122,8 @@ impl Sequence {
             ahead: 0,
             cached: None,
             answered: false,
+            drafter: None,
+            drafts: Vec::new(),
         }
     }
 
@@ -229,20 +242,46 @@ impl Sequence {
         self.table.clear();
         self.planned = 0;
         self.computed = 0;
+        self.wanted_drafts = 0;
+    }
+
+    /// The chances of at most `most` drafts of the next decode row that is not in flight; see
+    /// [`Drafter::chances`]. Empty for a sequence that does not decode or has no use for drafts.
+    pub(super) fn draft_chances(&mut self, most: usize) -> Vec<f32> {
+        let generated = self.tokens.len() - self.prompt_len();
+        if self.pending() != 1 || generated == 0 {
+            return Vec::new();
+        }
+        let drafter = self.drafter.get_or_insert_with(|| Box::new(Drafter::new()));
+        drafter.extend(&self.tokens, self.request.prompt.len());
+        // The row's own sample may be the last token, and needs no draft.
+        let left = self.request.stop.max_tokens as usize - generated - self.ahead - 1;
+        drafter.chances(most.min(left) + self.ahead).skip(self.ahead).collect()
+    }
+
+    /// The next drafts, at most `count`. A token that ends the answer is none: nothing follows it.
+    fn next_drafts(&self, count: usize) -> Vec<u32> {
+        let drafter = self.drafter.as_ref().filter(|_| count > 0);
+        let mut drafts = drafter.map_or_else(Vec::new, |drafter| drafter.drafts(&self.tokens, count));
+        let end = drafts.iter().position(|token| self.request.stop.stop_ids.contains(token));
+        drafts.truncate(end.unwrap_or(count));
+        drafts
     }
 
     /// Plans the next `len` tokens; `len` is at least 1 and at most `pending`, and the blocks for them are
-    /// held.
-    pub fn row(&mut self, len: usize) -> (Row, PlannedRow) {
+    /// held. A decode row feeds at most `drafts` drafts as well, whose blocks are held too.
+    pub fn row(&mut self, len: usize, drafts: usize) -> (Row, PlannedRow) {
         let position = self.planned;
         let end = position + len;
+        self.drafts = self.next_drafts(drafts);
+        let drafts = self.drafts.len();
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
         let (score_from, score) = self.targets(position, end);
         let reward = self.request.reward && end == self.prompt_len();
         let (order, id, scores) = (self.order, self.id, score.len());
-        let planned = PlannedRow { order, id, position, len, sample, scores, reward };
+        let planned = PlannedRow { order, id, position, len, drafts, sample, scores, reward };
         let tokens = if position < self.tokens.len() {
-            TokenSource::Host(self.tokens[position..end].to_vec())
+            TokenSource::Host([&self.tokens[position..end], &self.drafts].concat())
         } else {
             TokenSource::LastSampled
         };
@@ -251,15 +290,17 @@ impl Sequence {
             start: self.starting.then(|| self.slot_start()),
             tokens,
             position: u32::try_from(position).expect("positions fit in 32 bits"),
-            blocks: self.table.ids(end).into(),
+            blocks: self.table.ids(end + drafts).into(),
             sample,
+            drafts,
             score,
             score_from: u32::try_from(score_from).expect("positions fit in 32 bits"),
             reward,
         };
         self.starting = false;
         self.planned = end;
-        self.ahead += usize::from(sample);
+        // Nothing can be planned before it is known how many drafts are accepted.
+        self.ahead += usize::from(sample && drafts == 0);
         self.in_flight += 1;
         (row, planned)
     }
@@ -303,21 +344,24 @@ impl Sequence {
         updates: &mut Vec<(RequestId, Update)>,
     ) {
         self.in_flight -= 1;
-        self.ahead -= usize::from(row.sample);
+        self.ahead -= usize::from(row.sample && row.drafts == 0);
+        let drafts = std::mem::take(&mut self.drafts);
         let failed = match &output.grammar {
             GrammarProgress::TooComplex(reason) if !output.non_finite => {
                 Some(Finish::TooComplex(reason.clone()))
             }
-            _ => fault(row, &output, config).map(Finish::Error),
+            _ => fault(row, &output, &drafts, config).map(Finish::Error),
         };
         if let Some(finish) = failed {
             let (finish, cached_tokens) = (Some(finish), self.first_cached_tokens());
             return updates.push((self.id, Update { finish, cached_tokens, ..Update::default() }));
         }
-        self.computed = row.position + row.len;
         let prompt_logprobs = output.scores;
         self.scored += prompt_logprobs.len();
         let mut tokens = output.tokens;
+        // The last token sampled has not been fed.
+        self.computed = row.position + row.len + tokens.len().saturating_sub(1);
+        self.planned = self.planned.max(self.computed);
         let mut finish = if tokens.is_empty() { self.finish_unsampled(&output.grammar) } else { None };
         let mut accepted = 0;
         while accepted < tokens.len() && finish.is_none() {
@@ -330,6 +374,7 @@ impl Sequence {
         }
         // Tokens sampled after the one that ends the request are dropped.
         tokens.truncate(accepted);
+        self.computed = self.computed.min(self.tokens.len());
         if tokens.is_empty() && prompt_logprobs.is_empty() && finish.is_none() {
             return;
         }
@@ -386,7 +431,7 @@ impl Sequence {
 }
 
 /// Why a row's output cannot be used.
-fn fault(row: &PlannedRow, output: &RowOutput, config: &SchedulerConfig) -> Option<String> {
+fn fault(row: &PlannedRow, output: &RowOutput, drafts: &[u32], config: &SchedulerConfig) -> Option<String> {
     let vocab = config.vocab_size;
     if output.non_finite {
         return Some("the model computed NaN or infinity for this request".to_owned());
@@ -410,6 +455,15 @@ fn fault(row: &PlannedRow, output: &RowOutput, config: &SchedulerConfig) -> Opti
         return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));
     }
     let stuck = output.grammar == GrammarProgress::Stuck;
-    let (got, expected) = (output.tokens.len(), usize::from(row.sample && !stuck));
-    (got != expected).then(|| format!("the executor sampled {got} tokens, expected {expected}"))
+    let (got, least) = (output.tokens.len(), usize::from(row.sample && !stuck));
+    let most = least + if stuck { 0 } else { drafts.len() };
+    if !(least..=most).contains(&got) {
+        let expected = if least == most { least.to_string() } else { format!("{least} to {most}") };
+        return Some(format!("the executor sampled {got} tokens, expected {expected}"));
+    }
+    let mut accepted = output.tokens.iter().zip(drafts).take(got.saturating_sub(1));
+    let other = accepted.find(|(token, draft)| token.id != **draft);
+    other.map(|(token, draft)| {
+        format!("the executor accepted the draft {draft}, but sampled the token {}", token.id)
+    })
 }

@@ -29,7 +29,7 @@ pub struct Row {
     pub slot: u32,
     /// Set in the first row of a slot's new sequence, also when a preempted sequence starts again.
     pub start: Option<Arc<SlotStart>>,
-    /// Tokens to feed, at positions `position..position + len`.
+    /// Tokens to feed, at positions `position..position + len`; the last `drafts` of them are drafts.
     pub tokens: TokenSource,
     /// Position of the first token.
     pub position: u32,
@@ -37,6 +37,9 @@ pub struct Row {
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
+    /// Number of drafts at the end of `tokens`, which come from the host then. The row samples after the
+    /// token before the drafts, and after each draft as long as the samples before are equal to the drafts.
+    pub drafts: usize,
     /// Prompt tokens to score: entry i is the token that follows token `score_from` + i of those fed. Empty
     /// unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
@@ -44,6 +47,21 @@ pub struct Row {
     pub score_from: u32,
     /// Whether to compute the reward head after the last token fed, which is the last of the prompt.
     pub reward: bool,
+}
+
+impl Row {
+    /// The drafts, at the end of the tokens fed.
+    pub fn draft_tokens(&self) -> &[u32] {
+        match &self.tokens {
+            TokenSource::Host(tokens) => &tokens[tokens.len() - self.drafts..],
+            TokenSource::LastSampled => &[],
+        }
+    }
+
+    /// Tokens fed, without drafts.
+    pub fn len_without_drafts(&self) -> usize {
+        self.tokens.len() - self.drafts
+    }
 }
 
 /// The source of a row's tokens.
@@ -101,8 +119,8 @@ pub struct StepOutput {
 /// The output of one row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RowOutput {
-    /// The tokens sampled: exactly one if the row asked for sampling and its logits were finite, else none.
-    /// (A list, since one row will yield several tokens with speculative decoding.)
+    /// The tokens sampled: none if the row asked for no sampling or its logits were not finite, otherwise one
+    /// and one more for each draft that was accepted. All but the last are equal to the drafts.
     pub tokens: SmallVec<[SampledToken; 1]>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,

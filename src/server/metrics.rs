@@ -73,6 +73,11 @@ struct CopiedMetrics {
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
     cached: IntCounter,
+    draft_rows: IntCounter,
+    drafts: IntCounter,
+    accepted: IntCounter,
+    /// By place.
+    accepted_at: Vec<IntCounter>,
     steps: IntCounter,
     batch_requests: GaugeVec,
     batch_lines: IntCounterVec,
@@ -92,7 +97,7 @@ impl Metrics {
         let registry = Registry::new_custom(None, Some(labels)).expect("the labels are valid");
         let make = MetricFactory(&registry);
         let config = engine.config();
-        let copied = Mutex::new(CopiedMetrics::new(&make));
+        let copied = Mutex::new(CopiedMetrics::new(&make, config.max_drafts));
         let requests = Arc::new(RequestMetrics::new(&make, config.max_model_len));
         let (options, labels) = MetricFactory::options("http_request_duration_seconds");
         let options = HistogramOpts::from(options).buckets(HTTP_BUCKETS.to_vec());
@@ -237,8 +242,10 @@ fn decision(refusal: &Refusal) -> &'static str {
 }
 
 impl CopiedMetrics {
-    fn new(make: &MetricFactory<'_>) -> Self {
+    fn new(make: &MetricFactory<'_>, max_drafts: usize) -> Self {
         let (cpu, _) = MetricFactory::options("process_cpu_seconds_total");
+        let by_place = make.counters("vllm:spec_decode_num_accepted_tokens_per_pos_total");
+        let accepted_at = (0..max_drafts.max(1)).map(|at| by_place.with_label_values(&[&at.to_string()]));
         Self {
             running: make.gauge("vllm:num_requests_running"),
             waiting: make.gauge("vllm:num_requests_waiting"),
@@ -252,6 +259,10 @@ impl CopiedMetrics {
             prefix_queries: make.counter("vllm:prefix_cache_queries_total"),
             prefix_hits: make.counter("vllm:prefix_cache_hits_total"),
             cached: make.counter("vllm:prompt_tokens_cached_total"),
+            draft_rows: make.counter("vllm:spec_decode_num_drafts_total"),
+            drafts: make.counter("vllm:spec_decode_num_draft_tokens_total"),
+            accepted: make.counter("vllm:spec_decode_num_accepted_tokens_total"),
+            accepted_at: accepted_at.collect(),
             steps: make.counter("octant_steps_total"),
             batch_requests: make.gauges("octant_batch_requests"),
             batch_lines: make.counters("octant_batch_lines_total"),
@@ -295,6 +306,7 @@ impl CopiedMetrics {
             prefix_hits,
             prompt_tokens,
             generated_tokens,
+            ref speculation,
         } = counts;
         self.running.set(running as f64);
         self.waiting.set(waiting as f64);
@@ -321,9 +333,13 @@ impl CopiedMetrics {
             (&self.prefix_queries, prefix_queries),
             (&self.prefix_hits, prefix_hits),
             (&self.cached, prefix_hits),
+            (&self.draft_rows, speculation.rows),
+            (&self.drafts, speculation.drafts),
+            (&self.accepted, speculation.all_accepted()),
             (&self.steps, steps),
         ];
-        for (counter, total) in totals {
+        let by_place = self.accepted_at.iter().zip(speculation.accepted);
+        for (counter, total) in totals.into_iter().chain(by_place) {
             // A scrape with an older snapshot may arrive here after one with a newer snapshot.
             counter.inc_by(total.saturating_sub(counter.get()));
         }

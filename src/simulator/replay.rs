@@ -134,6 +134,10 @@ impl Replayer {
                 request.timeline.outcome = RequestOutcome::Left;
                 Ok(())
             }
+            Event::StepTimes(times) => {
+                self.scheduler.set_step_times(times.clone());
+                Ok(())
+            }
             Event::NoPlan { prompt_tokens } => match self.scheduler.plan(*prompt_tokens) {
                 Some(step) => Err(ReplayMismatch(format!("expected no plan, got plan {}", step.plan.id))),
                 None => Ok(()),

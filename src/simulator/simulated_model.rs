@@ -101,21 +101,32 @@ impl SimulatedModel {
             return RowOutput { scores, reward, ..RowOutput::default() };
         }
         // The position alone determines the number of the token in the answer.
-        let generated = row.position as usize + row.tokens.len() - start.prompt_len;
-        let chosen = self.answers.token(*key, generated, &start.sampling);
-        let mask = start.grammar.as_ref().map(|grammar| grammar.mask(generated));
-        let token = match mask.as_ref().map(Option::as_deref) {
-            None | Some(None) => chosen,
-            Some(Some(mask)) => next_allowed(mask, chosen),
-        };
-        let grammar = start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
-        let grammar = grammar.unwrap_or_default();
-        if grammar == GrammarProgress::Stuck {
-            return RowOutput { scores, grammar, ..RowOutput::default() };
+        let generated = row.position as usize + row.len_without_drafts() - start.prompt_len;
+        let mut output = RowOutput { scores, ..RowOutput::default() };
+        let drafts = row.draft_tokens().iter().map(Some).chain([None]);
+        for (index, draft) in (generated..).zip(drafts) {
+            let chosen = self.answers.token(*key, index, &start.sampling);
+            let mask = start.grammar.as_ref().and_then(|grammar| grammar.mask(index));
+            let token = mask.map_or(chosen, |mask| next_allowed(&mask, chosen));
+            let grammar = start.grammar.as_ref().map(|grammar| grammar.advance(index, token));
+            let grammar = grammar.unwrap_or_default();
+            // After accepted drafts, the next step reports it.
+            let is_stuck = grammar == GrammarProgress::Stuck;
+            if is_stuck && !output.tokens.is_empty() {
+                break;
+            }
+            let is_open = grammar == GrammarProgress::Open;
+            output.grammar = grammar;
+            if is_stuck {
+                break;
+            }
+            let logprob = start.sampling.logprobs.map(|top| Box::new(self.answers.score(token, top)));
+            output.tokens.push(SampledToken { id: token, logprob });
+            if !is_open || draft != Some(&token) {
+                break;
+            }
         }
-        let logprob = start.sampling.logprobs.map(|top| Box::new(self.answers.score(token, top)));
-        let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, grammar, ..RowOutput::default() }
+        output
     }
 }
 
@@ -140,7 +151,7 @@ impl AnswerSource {
 
 /// Shape of a row for the cost model.
 fn shape(row: &Row) -> RowShape {
-    let logits = row.score.len() + usize::from(row.sample);
+    let logits = row.score.len() + usize::from(row.sample) + row.drafts;
     let count = |n: usize| u32::try_from(n).expect("a step's tokens fit in 32 bits");
     RowShape { tokens: count(row.tokens.len()), position: row.position, logits: count(logits) }
 }

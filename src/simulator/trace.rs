@@ -24,12 +24,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::engine::recorder::{Listener, Timed};
 use crate::engine::{Recorder, SchedulerConfig};
+use crate::scheduler::MAX_DRAFTS;
 
 /// Magic without the version.
 const MAGIC: &[u8; 6] = b"OCTREC";
 /// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
 /// events, version 3 no progress of grammars, version 4 no batches, version 5 no start of the scores of a
-/// prompt and no reward heads, version 6 no limit on the prompt tokens of a step.
+/// prompt and no reward heads, version 6 no drafts and no limit on the prompt tokens of a step.
 const VERSION: &[u8; 2] = b"07";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;
@@ -259,6 +260,7 @@ fn header(payload: &[u8]) -> Option<TraceHeader> {
     let sizes = [c.max_num_seqs, c.max_num_batched_tokens, c.max_model_len, c.num_blocks, c.vocab_size];
     let valid = sizes.iter().all(|size| (1..1 << 32).contains(size))
         && (0.0..=1.0).contains(&c.policy.kv_reserve)
+        && c.max_drafts <= MAX_DRAFTS
         && (1..=2).contains(&header.in_flight);
     valid.then_some(header)
 }

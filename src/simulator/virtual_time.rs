@@ -16,7 +16,7 @@ use crate::engine::admission::{prompt_load, queue_state};
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
 use crate::scheduler::step_plan::StepOutput;
 use crate::scheduler::{
-    MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError,
+    MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError, StepTimes,
 };
 
 /// A request and the answer that the simulated model gives.
@@ -123,6 +123,11 @@ impl VirtualTime {
     /// engine does.
     pub fn set_forecast(&mut self, forecast: Forecast) {
         self.forecast = Some(forecast);
+    }
+
+    /// Sets the step times by which drafts are chosen.
+    pub fn set_step_times(&mut self, step_times: StepTimes) {
+        self.scheduler.set_step_times(step_times);
     }
 
     /// Refuses requests whose predicted TTFT exceeds this many seconds, unless the server is idle. `None` is

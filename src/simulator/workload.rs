@@ -99,6 +99,21 @@ impl SyntheticWorkload {
     }
 }
 
+/// Makes answers repeat their prompts from random places on. A token differs from the one repeated with the
+/// probability 1 − `acceptance`, so that this share of the drafts by prompt lookup is accepted.
+pub fn repeat_prompts(arrivals: &mut [Arrival], acceptance: f64, seed: u64) {
+    let mut random = Random::stream(seed, 1);
+    for Arrival { request, .. } in arrivals {
+        let prompt = &request.request.prompt;
+        let first = (random.bits() % prompt.len() as u64) as usize;
+        let repeated = prompt.iter().cycle().skip(first);
+        let token = |(own, repeated): (&u32, &u32)| {
+            if random.uniform() < acceptance { *repeated } else { *own }
+        };
+        request.answer = request.answer.iter().zip(repeated).map(token).collect();
+    }
+}
+
 /// Maximum tokens of a prompt or of an answer in a file; also the limit of `--max-num-batched-tokens`.
 const MOST_TOKENS: usize = 1 << 24;
 

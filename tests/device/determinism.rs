@@ -70,7 +70,7 @@ fn rules_on_tokens_hold_in_a_batch() {
 
 /// Greedy and random requests with prompts of up to three blocks. The last prompt shares two blocks with the
 /// first. Every second request has no penalties. Two requests follow a grammar, and two have rules on tokens.
-fn requests() -> Vec<Request> {
+pub fn requests() -> Vec<Request> {
     let prompt =
         |seed: u32, len: u32| -> Vec<u32> { (0..len).map(|i| 3 + (i * 37 + seed * 101) % 380).collect() };
     let lengths = [150, 3, 70, 64, 129, 20, 90, 65];
@@ -104,7 +104,7 @@ fn requests() -> Vec<Request> {
 }
 
 /// Runs each request alone on its own engine, without prefix caching.
-fn alone(dir: &Path) -> Vec<Answer> {
+pub fn alone(dir: &Path) -> Vec<Answer> {
     requests()
         .into_iter()
         .map(|request| {

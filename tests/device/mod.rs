@@ -14,6 +14,7 @@ pub mod reward;
 mod rows;
 mod sample;
 mod smollm2;
+mod speculation;
 
 use octant::device::{
     ActQuant, Device, HostMatrix, MatrixData, Norm, NormKind, fp8 as codec, upload_floats, upload_matrix,

@@ -92,6 +92,7 @@ pub fn scheduler_config(dir: &Path) -> SchedulerConfig {
         prefix_caching: true,
         reward_width: model.reward_width(),
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 

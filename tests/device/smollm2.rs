@@ -73,6 +73,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     };
     let rank = RankParts {
         device,

@@ -306,6 +306,7 @@ fn engine<C: Communicator<Cuda>>(
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     };
     let count = devices.len();
     let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {

@@ -45,6 +45,7 @@ pub fn config() -> SchedulerConfig {
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 
@@ -65,6 +66,7 @@ pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: boo
         prefix_caching,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 
@@ -117,9 +119,18 @@ fn hash(history: &[u32], seed: u64) -> u64 {
     mix(h, history.len() as u64) >> 11
 }
 
-/// The next token: a hash of the history, moved past barred ids.
+/// Seeds from this one on give answers that repeat themselves, so that drafts are accepted.
+pub const REPETITIVE: u64 = 1000;
+
+/// The next token: a hash of the history, moved past barred ids. Of a repetitive answer it is, seven times of
+/// eight, the token some positions before it.
 fn next(history: &[u32], sampling: &SamplingParams, generated: usize, vocab: usize) -> u32 {
-    let mut token = (hash(history, sampling.seed) % vocab as u64) as u32;
+    let hash = hash(history, sampling.seed);
+    let mut token = (hash % vocab as u64) as u32;
+    let period = 5 + sampling.seed as usize % 7;
+    if sampling.seed >= REPETITIVE && history.len() > period && !(hash >> 32).is_multiple_of(8) {
+        token = history[history.len() - period];
+    }
     while generated < sampling.min_tokens as usize && sampling.barred.contains(&token) {
         token = (token + 1) % vocab as u32;
     }
@@ -222,46 +233,64 @@ impl FakeModel {
     fn read(&mut self, row: &Row, step: u64) -> RowOutput {
         let end = row.position as usize + row.tokens.len();
         let cell = |p: usize| self.blocks[row.blocks[p / BLOCK_TOKENS] as usize][p % BLOCK_TOKENS];
-        let history: Vec<u32> =
-            (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
+        let fed: Vec<u32> = (0..end).map(|p| cell(p).expect("a position is written before read")).collect();
+        let (vocab, reward_width) = (self.vocab, self.reward_width);
+        let (parrots, poison) = (self.parrot, self.poison);
+        let history = &fed[..end - row.drafts];
+        let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
         let seen = row.sample || row.reward || !row.score.is_empty();
-        if seen && self.poison.is_some_and(|poison| history.contains(&poison)) {
+        let is_poisoned = |history: &[u32]| poison.is_some_and(|poison| history.contains(&poison));
+        if seen && is_poisoned(history) {
             // The sequence's next row may be in flight and is fed some token; its output is discarded.
-            let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
             slot.last = Some((0, step));
             return RowOutput { non_finite: true, ..RowOutput::default() };
         }
         let after = |i: usize| &history[..(row.position + row.score_from) as usize + i + 1];
-        let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
-        let (parrots, vocab) = (self.parrot, self.vocab);
         let asked = slot.start.prompt_logprobs.unwrap_or(0);
         let score = |history: &[u32], token: u32, alternatives: u8| match parrots {
             Some(_) => parrot_score(token, alternatives, vocab),
             None => score(history, token),
         };
         let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
+        let mut output = RowOutput { scores, ..RowOutput::default() };
         if !row.sample {
-            let reward = row.reward.then(|| rewards(&history, self.reward_width));
-            return RowOutput { scores, reward, ..RowOutput::default() };
+            output.reward = row.reward.then(|| rewards(history, reward_width));
+            return output;
         }
-        let generated = history.len() - slot.start.prompt_len;
-        let token = match self.parrot {
-            Some(skip) => parrot(&history, generated, skip),
-            None => next(&history, &slot.start.sampling, generated, self.vocab),
-        };
-        let mask = slot.start.grammar.as_ref().and_then(|grammar| grammar.mask(generated));
-        let token = mask.map_or(token, |mask| next_allowed(&mask, token));
-        let grammar = slot.start.grammar.as_ref().map(|grammar| grammar.advance(generated, token));
-        let grammar = grammar.unwrap_or_default();
-        if grammar == GrammarProgress::Stuck {
-            // The sequence's next row may be in flight.
-            slot.last = Some((0, step));
-            return RowOutput { scores, grammar, ..RowOutput::default() };
+        let first = history.len() - slot.start.prompt_len;
+        let drafts = row.draft_tokens();
+        // As a runner does: all masks before any token is sampled.
+        let masks = slot.start.grammar.as_ref().map(|grammar| grammar.masks(first, drafts));
+        let most = masks.as_ref().map_or(drafts.len() + 1, |masks| masks.len().max(1));
+        for i in 0..most {
+            let history = &fed[..end - row.drafts + i];
+            if is_poisoned(history) {
+                break;
+            }
+            let token = match parrots {
+                Some(skip) => parrot(history, first + i, skip),
+                None => next(history, &slot.start.sampling, first + i, vocab),
+            };
+            let mask = masks.as_ref().and_then(|masks| masks.get(i));
+            let token = mask.map_or(token, |mask| next_allowed(mask, token));
+            let logprob = slot.start.sampling.logprobs.map(|k| Box::new(score(history, token, k)));
+            output.tokens.push(SampledToken { id: token, logprob });
+            if drafts.get(i) != Some(&token) {
+                break;
+            }
         }
-        slot.last = Some((token, step));
-        let logprob = slot.start.sampling.logprobs.map(|k| Box::new(score(&history, token, k)));
-        let tokens = std::iter::once(SampledToken { id: token, logprob }).collect();
-        RowOutput { tokens, scores, grammar, ..RowOutput::default() }
+        if let Some(grammar) = &slot.start.grammar {
+            let ids: Vec<u32> = output.tokens.iter().map(|token| token.id).collect();
+            let accepted = grammar.accept(first, &ids);
+            output.tokens.truncate(accepted.tokens.max(1));
+            output.grammar = accepted.progress;
+            if output.grammar == GrammarProgress::Stuck {
+                output.tokens.clear();
+            }
+        }
+        // The sequence's next row may be in flight if no token was sampled.
+        slot.last = Some((output.tokens.last().map_or(0, |token| token.id), step));
+        output
     }
 }
 

@@ -1,5 +1,6 @@
 //! Grammars: what they compile from, which tokens they allow, and how an answer ends.
 
+mod drafts;
 mod faults;
 mod lenient;
 
@@ -13,7 +14,7 @@ use octant::random::Random;
 use serde_json::{Value, json};
 
 /// The id of the end of an answer in [`bytes`].
-const EOS: u32 = 256;
+pub const EOS: u32 = 256;
 
 /// A token for each byte, some longer tokens, and an end.
 pub fn bytes() -> GrammarCompiler {
@@ -24,7 +25,7 @@ pub fn bytes() -> GrammarCompiler {
     GrammarCompiler::new(Vocabulary { tokens, special, eos: vec![EOS] }).unwrap()
 }
 
-fn schema(schema: Value) -> GrammarSource {
+pub fn schema(schema: Value) -> GrammarSource {
     GrammarSource::JsonSchema(schema.to_string())
 }
 
@@ -32,7 +33,7 @@ pub fn matcher(compiler: &GrammarCompiler, source: &GrammarSource) -> GrammarMat
     GrammarMatcher::new(compiler.compile(source).unwrap(), vec![EOS], Vec::new())
 }
 
-fn allowed(mask: &TokenMask) -> Vec<u32> {
+pub fn allowed(mask: &TokenMask) -> Vec<u32> {
     (0..mask.len() as u32 * 32).filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1).collect()
 }
 

@@ -6,6 +6,7 @@ mod fairness;
 mod preemption;
 pub mod random;
 mod reward;
+mod speculation;
 mod steps;
 
 use std::collections::{HashMap, VecDeque};

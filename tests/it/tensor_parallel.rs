@@ -144,6 +144,7 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 
@@ -298,6 +299,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         position: 0,
         blocks: [0].into(),
         sample: true,
+        drafts: 0,
         score: Vec::new(),
         score_from: 0,
         reward: false,

@@ -2,15 +2,12 @@
 
 use super::sample::Sampled;
 use super::{Buffer, Driver};
-use crate::device::{BLOCK_TOKENS, DeviceError, Segment, StepCapacity, StepInputs, Token};
+use crate::device::{BLOCK_TOKENS, DECODE_ROWS, DeviceError, Segment, StepCapacity, StepInputs, Token};
 
 /// Positions of a split: 4 blocks, `SPLIT` of `kernels/attention.cuh`.
 const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
 /// Query rows, tokens times heads of a group, of a block of `attention_prefill`.
 const TILE_ROWS: usize = 64;
-/// Rows of the longest segment that the decode kernel computes. It computes splits in parallel, which is
-/// faster for long contexts. Both kernels give the same bits.
-const DECODE_ROWS: usize = 4;
 /// Added to a slot number that stands for the token sampled last in that slot.
 const SLOT: u32 = 1 << 31;
 /// Query heads per KV head that the prefill table is allocated for.
@@ -248,6 +245,7 @@ impl HostTables {
         self.blocks.extend_from_slice(&segment.blocks[..used]);
         let splits: usize = (segment.position..end).map(|position| position / SPLIT_TOKENS + 1).sum();
         let free = entries.count - item.entry as usize;
+        // The decode kernel computes splits in parallel, which is faster for long contexts.
         if segment.len <= DECODE_ROWS && splits + left <= free {
             self.add_decodes(segment, item);
         } else {

@@ -72,6 +72,14 @@ pub const NAMES: &[MetricInfo] = &[
     counter("vllm:num_preemptions_total", &[], "Preemptions of sequences for want of KV blocks"),
     counter("vllm:prefix_cache_queries_total", &[], "Tokens looked up in the prefix cache"),
     counter("vllm:prefix_cache_hits_total", &[], "Tokens found in the prefix cache"),
+    counter("vllm:spec_decode_num_drafts_total", &[], "Rows of steps that fed drafts (speculative decoding)"),
+    counter("vllm:spec_decode_num_draft_tokens_total", &[], "Drafts fed"),
+    counter("vllm:spec_decode_num_accepted_tokens_total", &[], "Drafts accepted"),
+    counter(
+        "vllm:spec_decode_num_accepted_tokens_per_pos_total",
+        &["position"],
+        "Drafts accepted, by their place among the drafts of a row, counted from 0",
+    ),
     counter(
         "vllm:request_success_total",
         &["finished_reason"],

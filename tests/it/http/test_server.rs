@@ -113,6 +113,7 @@ pub fn config() -> SchedulerConfig {
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 

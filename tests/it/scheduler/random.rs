@@ -1,14 +1,14 @@
 //! Random arrivals, aborts, lengths, priorities and salts, in KV caches small enough to force preemption and
-//! eviction. Every request must get the same tokens as alone, exactly once, and every block must be freed.
+//! eviction, with and without drafts. Every request must get the same tokens as alone, exactly once, and every block must be freed.
 
 use std::sync::Arc;
 
 use octant::request::{Request, SamplingParams};
-use octant::scheduler::SchedulerConfig;
+use octant::scheduler::{MAX_DRAFTS, SchedulerConfig};
 use proptest::prelude::*;
 
 use super::Bench;
-use crate::fake::{REWARDS, SCARCE_VOCAB as VOCAB, alone, request, scarce};
+use crate::fake::{REPETITIVE, REWARDS, SCARCE_VOCAB as VOCAB, alone, request, scarce};
 
 /// An event before a step.
 #[derive(Debug, Clone)]
@@ -31,7 +31,8 @@ fn any_request() -> impl Strategy<Value = Request> {
     let stops = prop_oneof![2 => Just(vec![]), 1 => Just(vec![3]), 1 => Just(vec![5, 17])];
     let rules = (1..90u32, stops, 0..20u32);
     let kind = (-1..2i32, prop::option::weighted(0.2, 0..2u8), prop::option::weighted(0.15, 0..3u8), 0..9u32);
-    (any_prompt(), rules, kind, 0..3u64).prop_map(|(prompt, rules, kind, seed)| {
+    let seeds = prop_oneof![0..3u64, REPETITIVE..REPETITIVE + 4];
+    (any_prompt(), rules, kind, seeds).prop_map(|(prompt, rules, kind, seed)| {
         let (max_tokens, stop_ids, min_tokens) = rules;
         let (priority, salt, prompt_logprobs, zero) = kind;
         let max_tokens = if zero == 0 && prompt_logprobs.is_some() { 0 } else { max_tokens };
@@ -46,7 +47,8 @@ fn any_request() -> impl Strategy<Value = Request> {
         request.cache_salt = salt.map(|salt| Arc::from(salt.to_string()));
         request.prompt_logprobs = prompt_logprobs;
         if prompt_logprobs.is_some() && zero % 2 == 0 {
-            request.prompt_logprobs_start = (seed as u32 * 61 + zero * 17) % request.prompt.len() as u32;
+            request.prompt_logprobs_start =
+                ((seed % 7) as u32 * 61 + zero * 17) % request.prompt.len() as u32;
         }
         request.batch = zero > 6;
         request
@@ -64,7 +66,11 @@ pub fn any_event() -> impl Strategy<Value = Event> {
 
 pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     let sizes = (1..6usize, 1..150usize, 6..20usize);
-    (sizes, any::<bool>()).prop_map(|(sizes, prefix_caching)| scarce(sizes, prefix_caching))
+    let drafts = prop_oneof![Just(0), 1..=MAX_DRAFTS];
+    (sizes, any::<bool>(), drafts).prop_map(|(sizes, prefix_caching, max_drafts)| SchedulerConfig {
+        max_drafts,
+        ..scarce(sizes, prefix_caching)
+    })
 }
 
 /// The same trace for a model with a reward head: every request asks for its values.
@@ -172,19 +178,29 @@ proptest! {
     }
 }
 
-/// Random traces may contain no preemption and no shared blocks; this trace must contain both.
+/// Random traces may contain no preemption, no shared blocks and no accepted drafts; this trace must contain
+/// all of them.
 #[test]
 fn small_pools_force_preemption_and_sharing() {
-    let config = scarce((5, 100, 8), true);
-    for in_flight in [1, 2] {
-        let long = |first: u32| request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
+    for (in_flight, max_drafts) in [(1, 0), (2, 0), (1, 5), (2, 5)] {
+        let config = SchedulerConfig { max_drafts, ..scarce((5, 100, 8), true) };
+        let long = |first: u32| {
+            let mut request = request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
+            let sampling = SamplingParams { seed: REPETITIVE, ..SamplingParams::greedy() };
+            request.sampling = Arc::new(sampling);
+            request
+        };
         let events = [0, 0, 1, 0, 2, 0].map(|first| Event::Submit(vec![long(first)])).to_vec();
-        let (bench, all, _) = play(config.clone(), events, in_flight, None);
+        let (bench, all, _) = play(config, events, in_flight, None);
         for (id, request, _) in &all {
-            assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "request {id}, {in_flight} in flight");
+            let of = format!("request {id}, {in_flight} in flight, {max_drafts} drafts");
+            assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "{of}");
         }
         let counts = bench.scheduler.counts();
         assert!(counts.preemptions > 0, "nothing was preempted");
         assert!(counts.prefix_hits > 0, "nothing was shared");
+        let (fed, accepted) = (counts.speculation.drafts, counts.speculation.all_accepted());
+        assert_eq!(accepted > 0, max_drafts > 0, "{accepted} drafts of {fed} were accepted");
+        assert!(accepted < fed || max_drafts == 0, "no draft was rejected");
     }
 }

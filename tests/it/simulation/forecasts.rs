@@ -196,6 +196,7 @@ fn run(rate: f64) -> Vec<(f64, f64)> {
         prefix_caching: false,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     };
     let spread = |mean, cv| Spread { mean, cv };
     let work = SyntheticWorkload {

@@ -28,6 +28,7 @@ fn config() -> SchedulerConfig {
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
+        max_drafts: 0,
     }
 }
 

@@ -1,0 +1,158 @@
+//! Drafts change no bit: rows with drafts yield the tokens and the log-probabilities that rows without any
+//! yield one after the other.
+
+use std::sync::Arc;
+
+use octant::engine::Executor;
+use octant::grammar::GrammarMatcher;
+use octant::random::Random;
+use octant::request::Request;
+use octant::runner::Runner;
+use octant::scheduler::MAX_DRAFTS;
+use octant::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, StepPlan, TokenSource};
+
+use super::determinism::{Answer, alone, answer, block_on, requests};
+use super::model::{engine, fixture, runner, scheduler_config};
+use crate::dev;
+
+/// A sequence whose answer is known.
+struct Known {
+    request: Request,
+    start: Arc<SlotStart>,
+    answer: Answer,
+    /// Tokens of the answer that have come.
+    generated: usize,
+    blocks: Vec<u32>,
+}
+
+impl Known {
+    fn new(request: Request, answer: Answer, first_block: u32) -> Self {
+        let grammar = request.sampling.grammar.clone();
+        let start = SlotStart {
+            sampling: Arc::clone(&request.sampling),
+            prompt_len: request.prompt.len(),
+            tokens: request.prompt.to_vec(),
+            prompt_logprobs: None,
+            grammar: grammar.map(|grammar| GrammarMatcher::new(grammar, Vec::new(), Vec::new())),
+        };
+        let most = request.prompt.len() + answer.len();
+        let blocks = (first_block..).take(most.div_ceil(BLOCK_TOKENS)).collect();
+        Self { request, start: Arc::new(start), answer, generated: 0, blocks }
+    }
+
+    fn row(&self, slot: usize, position: usize, fed: Vec<u32>, drafts: usize) -> Row {
+        let blocks = (position + fed.len()).div_ceil(BLOCK_TOKENS);
+        Row {
+            slot: slot as u32,
+            start: (position == 0).then(|| Arc::clone(&self.start)),
+            tokens: TokenSource::Host(fed),
+            position: position as u32,
+            blocks: self.blocks[..blocks].into(),
+            sample: true,
+            drafts,
+            score: Vec::new(),
+            score_from: 0,
+            reward: false,
+        }
+    }
+
+    fn prompt(&self, slot: usize) -> Row {
+        self.row(slot, 0, self.request.prompt.to_vec(), 0)
+    }
+
+    /// A row with up to `count` drafts of the answer, of which number `wrong` is another token.
+    fn next(&self, slot: usize, count: usize, wrong: usize) -> Row {
+        let left = &self.answer[self.generated..];
+        let mut fed = vec![self.answer[self.generated - 1].0];
+        let drafts = count.min(left.len() - 1);
+        fed.extend(left[..drafts].iter().map(|(token, _)| *token));
+        if let Some(token) = fed.get_mut(wrong + 1) {
+            *token = if *token == 8 { 9 } else { 8 };
+        }
+        self.row(slot, self.request.prompt.len() + self.generated - 1, fed, drafts)
+    }
+
+    /// Compares an output with the answer: all drafts before number `wrong` are accepted, and one more token
+    /// is sampled.
+    fn take(&mut self, output: &RowOutput, drafts: usize, wrong: usize, of: &str) {
+        let got: Answer =
+            output.tokens.iter().map(|token| (token.id, *token.logprob.clone().unwrap())).collect();
+        let count = drafts.min(wrong) + 1;
+        assert!(got == self.answer[self.generated..][..count], "{of}, from token {}", self.generated);
+        self.generated += count;
+    }
+}
+
+/// Runs the plans of all sequences at once, with drafts of which most are right, until the answers are
+/// complete. Returns the number of accepted drafts.
+fn run(runner: &mut Runner, all: &mut [Known], random: &mut Random, name: &str) -> usize {
+    let (mut id, mut accepted) = (0, 0);
+    loop {
+        // (sequence, the wrong draft)
+        let mut planned = Vec::new();
+        let mut rows = Vec::new();
+        for (slot, known) in all.iter().enumerate().filter(|(_, known)| known.generated < known.answer.len())
+        {
+            let (count, wrong) = (random.bits() as usize % 10, random.bits() as usize % 12);
+            rows.push(if known.generated == 0 { known.prompt(slot) } else { known.next(slot, count, wrong) });
+            planned.push((slot, wrong));
+        }
+        if rows.is_empty() {
+            return accepted;
+        }
+        let plan = Arc::new(StepPlan { id, rows });
+        runner.enqueue(&plan).unwrap();
+        let output = runner.collect().unwrap();
+        for (((slot, wrong), row), output) in planned.into_iter().zip(&plan.rows).zip(&output.rows) {
+            all[slot].take(output, row.drafts, wrong, &format!("{name}, request {slot}, {row:?}"));
+            accepted += row.drafts.min(wrong);
+        }
+        id += 1;
+    }
+}
+
+#[test]
+fn rows_with_drafts_have_the_bits_of_rows_without() {
+    for name in ["nemotron", "llama"] {
+        let dir = fixture(name);
+        let expected = alone(&dir);
+        let config = scheduler_config(&dir);
+        let mut runner = runner(&dir, &config);
+        let mut random = Random::new(7);
+        let known = |(index, (request, answer))| Known::new(request, answer, index as u32 * 4);
+        let all = requests().into_iter().zip(expected).enumerate().map(known);
+        let mut all: Vec<Known> = all.collect();
+        let accepted = run(&mut runner, &mut all, &mut random, name);
+        assert!(accepted > all.len(), "{name}: {accepted} accepted drafts show little");
+    }
+}
+
+/// The engine finds the drafts itself, also while it preempts sequences and divides prompts.
+#[test]
+fn an_engine_that_speculates_has_the_bits_of_one_that_does_not() {
+    for name in ["nemotron", "llama"] {
+        let dir = fixture(name);
+        let expected = alone(&dir);
+        for (blocks, tokens, in_flight) in [(64, 512, 2), (*dev::SCARCE.end(), 512, 1), (64, 24, 1)] {
+            let (handle, _thread) = engine(
+                &dir,
+                |config| {
+                    config.max_drafts = MAX_DRAFTS;
+                    (config.num_blocks, config.max_num_batched_tokens) = (blocks, tokens);
+                },
+                in_flight,
+            );
+            let answers = block_on(async {
+                let all = requests().into_iter().map(|request| answer(&handle, request));
+                futures_util::future::join_all(all).await
+            });
+            assert!(answers == expected, "{name} with {blocks} blocks and {tokens} tokens per step");
+            let counts = handle.stats().counts.speculation;
+            // With few tokens an answer hardly repeats anything.
+            if dev::GENERATED > 20 {
+                assert!(counts.all_accepted() > 0, "{name}: {counts:?}");
+                assert!(counts.all_accepted() < counts.drafts, "{name}: {counts:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Speculative decoding: when drafts are fed, how many, and what becomes of them.
+
+use std::sync::Arc;
+
+use octant::request::{Finish, SampledToken, SamplingParams};
+use octant::scheduler::step_plan::{RowOutput, StepOutput, TokenSource};
+use octant::scheduler::{
+    PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError, StepTime, StepTimes,
+};
+
+use super::Bench;
+use crate::fake::{REPETITIVE, alone, config, request};
+
+/// A configuration with at most 4 drafts.
+fn speculating() -> SchedulerConfig {
+    SchedulerConfig { max_drafts: 4, ..config() }
+}
+
+/// A request whose answer repeats itself.
+fn repetitive(first: u32, max_tokens: u32) -> octant::request::Request {
+    let mut request = request((first..first + 10).collect(), max_tokens);
+    request.sampling = Arc::new(SamplingParams { seed: REPETITIVE, ..SamplingParams::greedy() });
+    request
+}
+
+/// Times of a step that takes `first` seconds and `each` more for each further row.
+fn times(first: f64, each: f64) -> StepTimes {
+    let time = |rows: usize| StepTime { rows, seconds: first + each * (rows - 1) as f64 };
+    StepTimes::new([1, 2, 64].map(time).to_vec())
+}
+
+#[test]
+fn drafts_save_steps_and_change_no_token() {
+    let mut steps = Vec::new();
+    for max_drafts in [0, 4] {
+        let mut bench = Bench::new(SchedulerConfig { max_drafts, ..config() });
+        let request = repetitive(0, 200);
+        let id = bench.submit(request.clone());
+        steps.push(bench.run(2));
+        assert_eq!(bench.answer(id), Some(alone(&request, 100)));
+        let counts = bench.scheduler.counts().speculation;
+        assert_eq!(counts.rows > 0, max_drafts > 0);
+        assert_eq!(counts.accepted[4..], [0; 12], "places of more than 4 drafts");
+        assert!(counts.accepted.is_sorted_by(|one, other| one >= other), "{counts:?}");
+        assert_eq!(counts.all_accepted() + steps[steps.len() - 1] as u64, 200, "each saves a step");
+    }
+    assert!(steps[1] * 2 < steps[0], "{steps:?} steps");
+}
+
+#[test]
+fn one_step_is_in_flight_while_drafts_are() {
+    let mut bench = Bench::new(speculating());
+    // The second sequence never repeats anything.
+    bench.submit(repetitive(0, 200));
+    bench.submit(request(vec![50, 60, 70], 200));
+    let (mut alone, mut overlapped) = (0, 0);
+    while !bench.scheduler.is_idle() {
+        let first = bench.plan().expect("a step can be planned");
+        let second = bench.plan();
+        let has_drafts =
+            |plan: &octant::scheduler::step_plan::StepPlan| plan.rows.iter().any(|r| r.drafts > 0);
+        if has_drafts(&first) {
+            assert!(second.is_none(), "a step beside drafts");
+            alone += 1;
+        }
+        if let Some(second) = second {
+            assert!(!has_drafts(&second), "drafts beside a step");
+            overlapped += 1;
+            bench.commit();
+        }
+        bench.commit();
+    }
+    assert!(alone > 10 && overlapped > 10, "{alone} steps with drafts, {overlapped} pairs of steps");
+}
+
+#[test]
+fn drafts_are_fed_where_the_times_of_steps_say_that_they_pay() {
+    // (time of one row, time of each further row, whether drafts pay)
+    for (first, each, pays) in [(1.0, 0.0, true), (1.0, 0.2, true), (1.0, 1.0, false), (0.2, 1.0, false)] {
+        let mut bench = Bench::new(speculating());
+        bench.scheduler.set_step_times(times(first, each));
+        bench.submit(repetitive(0, 200));
+        bench.run(2);
+        let drafts = bench.scheduler.counts().speculation.drafts;
+        assert_eq!(drafts > 0, pays, "{drafts} drafts with {first} s and {each} s for each further row");
+    }
+}
+
+/// Up to 8 rows a step takes the same time, so a draft pays with few sequences and not with many.
+#[test]
+fn a_large_batch_feeds_no_drafts() {
+    let step_times = StepTimes::new(
+        [(1, 1.0), (8, 1.0), (9, 2.0), (64, 20.0)].map(|(rows, seconds)| StepTime { rows, seconds }).to_vec(),
+    );
+    for (sequences, pays) in [(1, true), (8, false)] {
+        let sizes = SchedulerConfig { max_num_seqs: 8, num_blocks: 64, ..speculating() };
+        let mut bench = Bench::new(sizes);
+        bench.scheduler.set_step_times(step_times.clone());
+        (0..sequences).for_each(|first| _ = bench.submit(repetitive(first, 60)));
+        // All end in the same step, so the batch is never smaller.
+        bench.run(1);
+        let drafts = bench.scheduler.counts().speculation.drafts;
+        assert_eq!(drafts > 0, pays, "{drafts} drafts of {sequences} sequences");
+    }
+}
+
+/// After its first token an answer of `max_tokens` 3 needs one draft at most.
+#[test]
+fn no_draft_is_fed_beyond_max_tokens_or_the_budget() {
+    for budget in [1, 2, 3, 64] {
+        let mut bench = Bench::new(SchedulerConfig { max_num_batched_tokens: budget, ..speculating() });
+        let request = repetitive(0, 90);
+        let id = bench.submit(request.clone());
+        while !bench.scheduler.is_idle() {
+            let left = 90 - bench.tokens(id).len();
+            let plan = bench.step();
+            // The fake model checks the tokens of the step.
+            assert!(
+                plan.rows.iter().all(|row| row.drafts < left.min(budget)),
+                "{left} tokens left: {plan:?}"
+            );
+        }
+        assert_eq!(bench.answer(id), Some(alone(&request, 100)));
+        assert_eq!(bench.scheduler.counts().speculation.drafts > 0, budget > 1);
+    }
+}
+
+#[test]
+fn a_stop_token_among_accepted_drafts_ends_the_answer_there() {
+    let mut ended_by_draft = 0;
+    for stop in 0..100 {
+        let mut bench = Bench::new(speculating());
+        let mut request = repetitive(0, 200);
+        request.stop.stop_ids = vec![stop];
+        let id = bench.submit(request.clone());
+        bench.run(2);
+        let expected = alone(&request, 100);
+        assert_eq!(bench.answer(id), Some(expected.clone()), "stop token {stop}");
+        let last = bench.updates(id).last().unwrap();
+        ended_by_draft += usize::from(last.tokens.len() > 1 && expected.finish == Finish::Stop(stop));
+    }
+    assert!(ended_by_draft > 0, "no answer ended with several tokens");
+}
+
+/// The output of a step of one row.
+fn output(plan: &octant::scheduler::step_plan::StepPlan, tokens: &[u32]) -> StepOutput {
+    let tokens = tokens.iter().map(|id| SampledToken::new(*id)).collect();
+    StepOutput { id: plan.id, rows: vec![RowOutput { tokens, ..RowOutput::default() }], ..Default::default() }
+}
+
+/// Runs a sequence until it feeds drafts, and answers that row with the tokens that `answer` makes of them.
+/// Returns how the request ends.
+fn answered(answer: impl Fn(&[u32]) -> Vec<u32>) -> Result<Option<Finish>, SchedulerError> {
+    let mut scheduler = Scheduler::new(speculating());
+    scheduler.submit(vec![(RequestId(0), request(vec![1, 2, 3, 1, 2, 3], 50))]).unwrap();
+    let mut token = 0;
+    loop {
+        let PlannedStep { plan, rows } = scheduler.plan(None).expect("a step can be planned");
+        let TokenSource::Host(fed) = &plan.rows[0].tokens else { panic!("one step is in flight") };
+        let drafts = &fed[fed.len() - plan.rows[0].drafts..];
+        if !drafts.is_empty() {
+            let updates = scheduler.commit(rows, output(&plan, &answer(drafts)))?;
+            return Ok(updates[0].1.finish.clone());
+        }
+        token = token % 3 + 1;
+        scheduler.commit(rows, output(&plan, &[token]))?;
+    }
+}
+
+#[test]
+fn an_executor_that_accepts_another_draft_fails_the_request() {
+    assert_eq!(answered(|drafts| drafts.to_vec()), Ok(None));
+    assert_eq!(answered(|drafts| [drafts, &[7]].concat()), Ok(None));
+    assert_eq!(answered(|_| vec![7]), Ok(None));
+    let error = |text: &str| Ok(Some(Finish::Error(text.to_owned())));
+    assert_eq!(
+        answered(|drafts| vec![drafts[0], 99, 98]),
+        error("the executor accepted the draft 3, but sampled the token 99")
+    );
+    let most = "the executor sampled 6 tokens, expected 1 to 5";
+    assert_eq!(answered(|drafts| [drafts, &[7, 7]].concat()), error(most));
+    assert_eq!(answered(|_| Vec::new()), error("the executor sampled 0 tokens, expected 1 to 5"));
+}
+
+#[test]
+fn step_times_between_and_after_the_measured_ones() {
+    let time = |(rows, seconds)| StepTime { rows, seconds };
+    // 4 rows were measured as faster than 2, and one time is not a number.
+    let points = [(8, 6.0), (2, 3.0), (4, 2.5), (1, 2.0), (3, f64::NAN)].map(time).to_vec();
+    let times = StepTimes::new(points);
+    let seconds = [1, 2, 3, 4, 6, 8, 12].map(|rows| times.seconds(rows));
+    assert_eq!(seconds, [2.0, 3.0, 3.0, 3.0, 4.5, 6.0, 9.0]);
+    assert_eq!([1, 100].map(|rows| StepTimes::default().seconds(rows)), [1.0, 1.0]);
+    assert_eq!([1, 100].map(|rows| StepTimes::new(vec![time((4, 0.5))]).seconds(rows)), [0.5, 0.5]);
+    assert!(StepTimes::rows_to_measure(20).eq([1, 2, 3, 4, 5, 6, 8, 10, 12, 16]));
+}
