@@ -1,6 +1,7 @@
-//! The matrix product: out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\]. The
-//! lanes of the vectors are the 32 outputs of a panel. The order of the sum over k is the same for every
-//! number of rows, so that the result of a row does not depend on the other rows.
+//! The matrix product: out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\],
+//! rounded to the type of `out`. The lanes of the vectors are the 32 outputs of a panel. The order of the sum
+//! over k is the same for every number of rows, so that the result of a row does not depend on the other
+//! rows.
 //!
 //! Each thread computes whole panels. With AVX-512, one or two rows decode the weights in registers as they
 //! read them; for more rows, the thread decodes part of a panel into its scratch memory and then computes
@@ -13,6 +14,7 @@ mod plain;
 use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed};
 use super::{Acts, Cpu, Floats, Parts};
+use crate::device::FloatType;
 
 /// Floats of scratch per thread that a product of `rows` rows needs.
 pub(super) fn scratch_floats(rows: usize) -> usize {
@@ -32,13 +34,16 @@ struct Product<'a> {
     x: &'a Acts,
     w: &'a Matrix,
     out: Parts<f32>,
+    /// Element type of the output.
+    float_type: FloatType,
 }
 
 pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(x.cols, w.input, "columns of the input of a [{}, {}] product", w.out, w.input);
     assert_eq!(out.cols, w.out, "columns of the output of a [{}, {}] product", w.out, w.input);
     assert_eq!(w.input % 2, 0, "the number of input features must be even");
-    let product = Product { x, w, out: Parts::new(out.resize(x.rows)) };
+    let float_type = out.float_type;
+    let product = Product { x, w, out: Parts::new(out.resize(x.rows)), float_type };
     cpu.pool.split(w.panels(), |thread, panels| {
         let scratch = &mut cpu.scratch(thread).product;
         match cpu.isa.isa() {
@@ -50,7 +55,8 @@ pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     });
 }
 
-/// Scales the sums of a panel for row `m` and stores those that are not padding.
+/// Scales the sums of a panel for row `m`, rounds them to the output's type, and stores those that are not
+/// padding.
 #[inline(always)]
 fn store(product: &Product<'_>, m: usize, panel: usize, sums: &[f32; PANEL]) {
     let w = product.w;
@@ -66,5 +72,8 @@ fn store(product: &Product<'_>, m: usize, panel: usize, sums: &[f32; PANEL]) {
             let scales = &scales[first..first + PANEL];
             out.iter_mut().zip(sums.iter().zip(scales)).for_each(|(o, (s, w))| *o = s * x_scale * w);
         }
+    }
+    if product.float_type != FloatType::F32 {
+        out.iter_mut().for_each(|o| *o = product.float_type.round(*o));
     }
 }
