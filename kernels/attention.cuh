@@ -16,7 +16,8 @@ constexpr uint32_t SPLIT = 4;
 
 // Parameters of both kernels.
 struct AttentionParams {
-    const float* qkv;
+    // Rotated: [rows, q_heads, head_dim].
+    const float* queries;
     // The layer's part of the cache: [block][kv_head][K: 64 x D | V: D x 64].
     const uint8_t* cache;
     // Block ids of all sequences, concatenated.

@@ -1,6 +1,6 @@
 // OP: for each item, a split of 256 positions of one row: the sum of e^(q . k - max) * v, that maximum, and
 //     the sum of e^(q . k - max)
-// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16;
+// INPUTS: queries f32 [rows, q_heads * head_dim]; the paged cache of a layer, E4M3 or BF16;
 //     items of attention.cuh
 // OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + item.part
 // LAUNCH: blocks of 128 threads: any number for the items, one per KV head, one per 16 heads of its group; 4
@@ -27,7 +27,7 @@ DEVICE void attend(const AttentionParams& p, const AttentionItem& item) {
     const uint32_t end = item.position + 1, block = item.part * SPLIT + warp;
     const uint32_t count = min(SPLIT, (end + BLOCK - 1) / BLOCK - item.part * SPLIT);
     if (warp < count) {
-        const float* row = p.qkv + static_cast<size_t>(item.row) * (p.q_heads + 2 * p.kv_heads) * p.head_dim;
+        const float* row = p.queries + static_cast<size_t>(item.row) * p.q_heads * p.head_dim;
         const uint32_t low = first_head + g, high = low + 8;
         const float* heads = row + static_cast<size_t>(kv_head) * group * p.head_dim;
         Queries<D, Bf16> queries;

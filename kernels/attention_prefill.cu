@@ -1,6 +1,6 @@
 // OP: the same as attention_decode for many rows of one sequence: each row over all its positions, causal,
 //     splits combined
-// INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; the paged cache of a layer, E4M3 or BF16;
+// INPUTS: queries f32 [rows, q_heads * head_dim]; the paged cache of a layer, E4M3 or BF16;
 //     items of attention.cuh
 // OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + row -
 //     item.row
@@ -85,8 +85,8 @@ struct Prefill {
 
     DEVICE_MEMBER const float* query(const Row& row) const {
         if (!row.real) return nullptr;
-        const size_t at = (static_cast<size_t>(item.row) + row.token) * (p.q_heads + 2 * p.kv_heads);
-        return p.qkv + (at + row.head) * p.head_dim;
+        const size_t at = (static_cast<size_t>(item.row) + row.token) * p.q_heads;
+        return p.queries + (at + row.head) * p.head_dim;
     }
 
     DEVICE_MEMBER void write(const float* totals, const float* stats) const {

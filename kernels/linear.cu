@@ -1,13 +1,13 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
-// OUTPUTS: out f32 [m, n]
+// OUTPUTS: out [m, n], F32 or BF16
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any number of blocks and
 //     rows; shared memory for the stages, computed in src/device/cuda/linear.rs
 // LIMITS: N = 8, 16, 32, 64, 128 or 256; counters zero before
 // NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
 //     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
-//     not depend on the other rows; bounds in tests/gpu/dev.rs
+//     not depend on the other rows, then scaled and rounded to nearest; bounds in tests/gpu/dev.rs
 // COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
 //     L2; by estimate bound by memory up to 256 rows, by L2 beyond: kernels/README.md has the counts
 // TWINS: src/device/cpu/linear/mod.rs
@@ -22,7 +22,7 @@
 // segments of a tile are added in the order of K. If the work is spread, each block computes one part for
 // all rows, so that all blocks finish together for any shape; segments of a cut tile are written to memory,
 // and the last block to arrive adds them. Otherwise each block computes whole tiles for N rows, one segment
-// after the other, and keeps the total in `out`.
+// after the other, and keeps the total in memory of its own.
 #include "pack.cuh"
 #include "wgmma.cuh"
 
@@ -37,8 +37,8 @@ struct LinearParams {
     const float* x_scales;
     const uint8_t* w;
     const float* w_scales;
-    float* out;
-    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles.
+    void* out;
+    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles, or totals of a block's tile.
     float4* partials;
     // [tiles]: the number of segments that have been written; zero before and after.
     uint32_t* counters;
@@ -52,7 +52,7 @@ struct LinearParams {
     uint32_t parts;
     // Whether each block computes whole tiles.
     uint32_t whole;
-    uint32_t unused;
+    uint32_t out_bf16;
 };
 static_assert(sizeof(LinearParams) == 88);
 
@@ -119,6 +119,8 @@ struct Linear {
     // the instruction.
     static constexpr uint32_t ROWS = N < 128 ? N : 128;
     static constexpr uint32_t SUMS = ROWS / 2;
+    // Loads of sums at a time, as many as there are registers for.
+    static constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
 
     const LinearParams& p;
     // Barriers of the stages: inputs have arrived; all warps have read them.
@@ -255,62 +257,127 @@ struct Linear {
     DEVICE_MEMBER void finish(const Schedule<N>& schedule, const Segment& segment,
                               float (&sums)[N / 2]) const {
         const bool first = segment.begin == 0, last = segment.end == p.chunks;
-        if (p.whole || (first && last)) {
-            store(segment, sums, first, last);
-        } else {
-            write_segment(schedule, segment, sums);
+        if (p.whole) {
+            if (!first) add_total(sums);
+            if (!last) return write(partial(blockIdx.x, false), sums);
+        } else if (!first || !last) {
+            return write_segment(schedule, segment, sums);
+        }
+        store(segment, sums);
+    }
+
+    // Adds the block's total, which this thread has written, to `sums`.
+    DEVICE_MEMBER void add_total(float (&sums)[N / 2]) const {
+        const float4* total = partial(blockIdx.x, false);
+#pragma unroll
+        for (uint32_t some = 0; some < N / 8; some += LOADS) {
+            float4 before[LOADS];
+#pragma unroll
+            for (uint32_t i = 0; i < LOADS; ++i) before[i] = total[(some + i) * CONSUMERS];
+#pragma unroll
+            for (uint32_t i = 0; i < LOADS; ++i) {
+                float* sum = sums + 4 * (some + i);
+                sum[0] = before[i].x + sum[0], sum[1] = before[i].y + sum[1];
+                sum[2] = before[i].z + sum[2], sum[3] = before[i].w + sum[3];
+            }
         }
     }
 
-    // Stores the sums within m and n: unless they are the tile's first, added to what this thread has stored
-    // before; if they are the last, with scales. Sum 4i + 2h + j is of output + 8h and row + 8i + j.
-    DEVICE_MEMBER void store(const Segment& segment, const float (&sums)[N / 2], bool first,
-                             bool last) const {
+    // Stores the sums within m and n, with scales. Sum 4i + 2h + j is of output + 8h and row + 8i + j.
+    DEVICE_MEMBER void store(const Segment& segment, const float (&sums)[N / 2]) const {
         const uint32_t warp = (threadIdx.x - PRODUCERS) / 32;
         const uint32_t output = segment.tile * TILE + warp * 16 + lane_id() / 4;
         const uint32_t row = segment.row + lane_id() % 4 * 2;
         float w_scales[2] = {1.0f, 1.0f};
 #pragma unroll
         for (uint32_t h = 0; h < 2; ++h) {
-            if (W == Type::e4m3 && last && output + 8 * h < p.n) w_scales[h] = p.w_scales[output + 8 * h];
+            if (W == Type::e4m3 && output + 8 * h < p.n) w_scales[h] = p.w_scales[output + 8 * h];
         }
-        // As many loads at a time as there are registers for.
-        constexpr uint32_t ROWS_AT_A_TIME = N / 4 < 8 ? N / 4 : 8;
+        if (p.out_bf16) return store_bf16(segment, sums, w_scales);
 #pragma unroll
-        for (uint32_t some = 0; some < N / 4; some += ROWS_AT_A_TIME) {
-            float before[ROWS_AT_A_TIME][2];
-            float x_scales[ROWS_AT_A_TIME];
+        for (uint32_t i = 0; i < N / 4; ++i) {
+            const uint32_t m = row + i / 2 * 8 + i % 2;
+            const float x_scale = x_scale_of(m);
 #pragma unroll
-            for (uint32_t i = 0; i < ROWS_AT_A_TIME; ++i) {
-                const uint32_t m = row + (some + i) / 2 * 8 + i % 2;
-                x_scales[i] = X == Type::e4m3 && last && m < p.m ? p.x_scales[m] : 1.0f;
-#pragma unroll
-                for (uint32_t h = 0; h < 2; ++h) {
-                    const uint32_t n = output + 8 * h;
-                    const bool add = !first && m < p.m && n < p.n;
-                    before[i][h] = add ? p.out[static_cast<size_t>(m) * p.n + n] : 0.0f;
-                }
-            }
-#pragma unroll
-            for (uint32_t i = 0; i < ROWS_AT_A_TIME; ++i) {
-                const uint32_t m = row + (some + i) / 2 * 8 + i % 2;
-#pragma unroll
-                for (uint32_t h = 0; h < 2; ++h) {
-                    const uint32_t n = output + 8 * h;
-                    const float total = before[i][h] + sums[(some + i) / 2 * 4 + 2 * h + i % 2];
-                    if (m < p.m && n < p.n) {
-                        p.out[static_cast<size_t>(m) * p.n + n] = total * x_scales[i] * w_scales[h];
-                    }
+            for (uint32_t h = 0; h < 2; ++h) {
+                const uint32_t n = output + 8 * h;
+                if (m < p.m && n < p.n) {
+                    const float sum = sums[i / 2 * 4 + 2 * h + i % 2];
+                    static_cast<float*>(p.out)[static_cast<size_t>(m) * p.n + n] = sum * x_scale * w_scales[h];
                 }
             }
         }
     }
 
+    DEVICE_MEMBER float x_scale_of(uint32_t row) const {
+        return X == Type::e4m3 && row < p.m ? p.x_scales[row] : 1.0f;
+    }
+
+    // The same as BF16. Lanes exchange their sums, so that each stores eight outputs of a row at a time.
+    DEVICE_MEMBER void store_bf16(const Segment& segment, const float (&sums)[N / 2],
+                                  const float (&w_scales)[2]) const {
+        const uint32_t warp = (threadIdx.x - PRODUCERS) / 32, g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+        for (uint32_t rows = 0; rows < N; rows += 16) {
+            // Matrix 2i + h has the eight rows from 8i on and the eight outputs from 8h on. A lane has two
+            // outputs of row g of each.
+            uint32_t matrices[4];
+#pragma unroll
+            for (uint32_t i = 0; i < 2; ++i) {
+                const uint32_t row = segment.row + rows + 8 * i + 2 * t;
+                const float x_scales[2] = {x_scale_of(row), x_scale_of(row + 1)};
+#pragma unroll
+                for (uint32_t h = 0; h < 2; ++h) {
+                    // The smallest variant has eight rows only.
+                    const float* pair = sums + (rows + 8 * i < N ? (rows + 8 * i) / 2 + 2 * h : 0);
+                    matrices[2 * i + h] = transposed(bf16x2(pair[0] * x_scales[0] * w_scales[h],
+                                                            pair[1] * x_scales[1] * w_scales[h]));
+                }
+            }
+            // Lane t of the four that have a row takes all of matrix t's row.
+            exchange(matrices[0], matrices[1], 1);
+            exchange(matrices[2], matrices[3], 1);
+            exchange(matrices[0], matrices[2], 2);
+            exchange(matrices[1], matrices[3], 2);
+            const uint32_t m = rows + 8 * (t / 2) + g, n = segment.tile * TILE + warp * 16 + 8 * (t % 2);
+            if (m < N && segment.row + m < p.m && n < p.n) store_outputs(segment.row + m, n, matrices);
+        }
+    }
+
+    // Of two words in each of two lanes, `step` apart, the lower lane gets both first ones and the upper lane
+    // both second ones.
+    static DEVICE_MEMBER void exchange(uint32_t& first, uint32_t& second, uint32_t step) {
+        const bool upper = lane_id() & step;
+        const uint32_t other = __shfl_xor_sync(~0u, upper ? first : second, static_cast<int>(step));
+        (upper ? first : second) = other;
+    }
+
+    // Stores eight outputs of a row from `n` on, of which at least the first exists.
+    DEVICE_MEMBER void store_outputs(uint32_t m, uint32_t n, const uint32_t (&pairs)[4]) const {
+        uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(m) * p.n + n;
+        if (p.n % 8 == 0) {
+            *reinterpret_cast<uint4*>(out) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            return;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < 8; ++i) {
+            if (n + i < p.n) out[i] = static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16);
+        }
+    }
+
     // The sums of a part's segment of a tile. A part has at most two segments of cut tiles: one from the
-    // tile's start on, and one of a tile that an earlier part starts.
+    // tile's start on, and one of a tile that an earlier part starts. A block that computes whole tiles has
+    // its total there.
     DEVICE_MEMBER float4* partial(uint32_t part, bool first) const {
         const size_t segment = 2 * part + first;
         return p.partials + segment * (N / 8 * CONSUMERS) + (threadIdx.x - PRODUCERS);
+    }
+
+    static DEVICE_MEMBER void write(float4* to, const float (&sums)[N / 2]) {
+#pragma unroll
+        for (uint32_t i = 0; i < N / 8; ++i) {
+            to[i * CONSUMERS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
+        }
     }
 
     // Writes the segment's sums. The last block to arrive adds all segments of the tile and stores the total.
@@ -319,19 +386,13 @@ struct Linear {
         SHARED uint32_t arrived;
         const uint32_t start = segment.tile * p.chunks;
         const uint32_t first = schedule.part_of(start), last = schedule.part_of(start + p.chunks - 1);
-        float4* mine = partial(blockIdx.x, segment.begin == 0);
-#pragma unroll
-        for (uint32_t i = 0; i < N / 8; ++i) {
-            mine[i * CONSUMERS] = make_float4(sums[4 * i], sums[4 * i + 1], sums[4 * i + 2], sums[4 * i + 3]);
-        }
+        write(partial(blockIdx.x, segment.begin == 0), sums);
         __threadfence();
         group_sync(1, CONSUMERS);
         if (threadIdx.x == PRODUCERS) arrived = atomicAdd(&p.counters[segment.tile], 1u);
         group_sync(1, CONSUMERS);
         if (arrived != last - first) return;
         __threadfence();
-        // As many loads at a time as there are registers for.
-        constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
 #pragma unroll
         for (uint32_t some = 0; some < N / 8; some += LOADS) {
 #pragma unroll
@@ -346,7 +407,7 @@ struct Linear {
                 }
             }
         }
-        store(segment, sums, true, true);
+        store(segment, sums);
         if (threadIdx.x == PRODUCERS) p.counters[segment.tile] = 0;
     }
 };

@@ -1,26 +1,27 @@
 // OP: residual += delta; out = quant(norm(residual)), where norm is LayerNorm1p, (x - mean) / sqrt(var + eps)
 //     * (1 + w) + b, or RMSNorm, x / sqrt(mean(x^2) + eps) * w
-// INPUTS: residual f32 [rows, cols], delta f32 [rows, cols] or null, weight f32 [cols], bias f32 [cols] or
-//     null
+// INPUTS: residual f32 [rows, cols], delta f32 or bf16 [rows, cols] or null, weight f32 [cols], bias f32
+//     [cols] or null
 // OUTPUTS: residual, if there is a delta; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
 // LIMITS: cols even, at most 56,000
 // NUMERICS: F32, sums as a tree over the block; out within one unit in the last place of the CPU twin's
-// COST: rows * cols * (8 + 4 with delta + 4 if written back) bytes, and cols * 8; bound by memory
+// COST: rows * cols * (4 + 2 or 4 of a delta and 4 written back + bytes of an output element) bytes, and cols
+//     * 8; bound by memory
 // TWINS: src/device/cpu/norm.rs
 #include "row.cuh"
 
 struct NormParams {
     float* residual;
-    const float* delta;
+    const void* delta;
     const float* weight;
     const float* bias;
     Quantised out;
     uint32_t cols;
     uint32_t layer_norm;
     float eps;
-    uint32_t unused;
+    uint32_t delta_bf16;
 };
 static_assert(sizeof(NormParams) == 80);
 
@@ -28,18 +29,18 @@ KERNEL(norm, NormParams, ROW_THREADS) {
     const uint32_t cols = p.cols;
     auto* row = reinterpret_cast<float*>(shared_memory());
     float* residual = p.residual + static_cast<size_t>(blockIdx.x) * cols;
-    const float* delta = p.delta + static_cast<size_t>(p.delta == nullptr ? 0 : blockIdx.x) * cols;
+    const size_t start = static_cast<size_t>(blockIdx.x) * cols / 2;
     float sum = 0.0f;
     for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
-            float x = residual[i];
-            if (p.delta != nullptr) {
-                x += delta[i];
-                residual[i] = x;
-            }
-            row[i] = x;
-            sum += x;
+        float2 x = pair_at(residual, false, pair);
+        if (p.delta != nullptr) {
+            const float2 delta = pair_at(p.delta, p.delta_bf16, start + pair);
+            x = {x.x + delta.x, x.y + delta.y};
+            reinterpret_cast<float2*>(residual)[pair] = x;
         }
+        reinterpret_cast<float2*>(row)[pair] = x;
+        sum += x.x;
+        sum += x.y;
     }
     norm_row(row, cols, sum, {p.weight, p.bias, p.layer_norm, p.eps});
     store_row(row, cols, p.out, blockIdx.x);

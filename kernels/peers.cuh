@@ -111,17 +111,41 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
     }
 }
 
-// The sum over ranks, in rank order, of four elements of each rank's part.
-DEVICE float4 sum_of_parts(const float4* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
+// The sum over ranks, in rank order, of four elements of each rank's part: the 16 bytes at index `at`.
+DEVICE float4 sum_of_parts(const void* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
     float4 read[MAX_RANKS];
 #pragma unroll
     for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
-        if (rank < count) read[rank] = load_l2(parts[rank] + at);
+        if (rank < count) read[rank] = load_l2(static_cast<const float4*>(parts[rank]) + at);
     }
     float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
     for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
         if (rank < count) sum = add(sum, read[rank]);
+    }
+    return sum;
+}
+
+// Eight floats.
+struct Eight {
+    float4 low, high;
+};
+
+// The same for eight elements of BF16 parts. The sum is F32.
+DEVICE Eight sum_of_bf16_parts(const void* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
+    uint4 read[MAX_RANKS];
+#pragma unroll
+    for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
+        if (rank < count) read[rank] = load_l2(static_cast<const uint4*>(parts[rank]) + at);
+    }
+    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    Eight sum = {zero, zero};
+#pragma unroll
+    for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
+        if (rank >= count) continue;
+        const float2 a = floats_of_bf16x2(read[rank].x), b = floats_of_bf16x2(read[rank].y);
+        const float2 c = floats_of_bf16x2(read[rank].z), d = floats_of_bf16x2(read[rank].w);
+        sum = {add(sum.low, make_float4(a.x, a.y, b.x, b.y)), add(sum.high, make_float4(c.x, c.y, d.x, d.y))};
     }
     return sum;
 }

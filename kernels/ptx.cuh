@@ -53,6 +53,14 @@ DEVICE uint32_t bf16x2(float low, float high) {
     return out;
 }
 
+// Transposes a matrix [8, 8] of 16-bit elements. Lane l has the elements (l / 4, 2 (l % 4)) and, in the upper
+// half, (l / 4, 2 (l % 4) + 1) of the operand and of the result.
+DEVICE uint32_t transposed(uint32_t pair) {
+    uint32_t out;
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
 // The value of an F16.
 DEVICE float float_of_f16(uint16_t bits) {
     float out;
@@ -92,6 +100,15 @@ DEVICE float4 load_l2(const float4* from) {
     float4 out;
     asm volatile("ld.global.cg.v4.f32 {%0, %1, %2, %3}, [%4];"
                  : "=f"(out.x), "=f"(out.y), "=f"(out.z), "=f"(out.w)
+                 : "l"(from));
+    return out;
+}
+
+// The same for any 16 bytes.
+DEVICE uint4 load_l2(const uint4* from) {
+    uint4 out;
+    asm volatile("ld.global.cg.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
                  : "l"(from));
     return out;
 }

@@ -1,5 +1,5 @@
 // OP: residual += the sum over ranks of delta; out = quant(norm(residual)), with norm as in norm.cu
-// INPUTS: deltas f32 [rows, cols], one of each rank; residual f32 [rows, cols], valid in this rank's rows;
+// INPUTS: deltas f32 or bf16 [rows, cols], one of each rank; residual f32 [rows, cols], valid in this rank's rows;
 //     weight f32 [cols], bias f32 [cols] or null
 // OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows];
 //     one-shot writes this rank's out, two-shot every rank's
@@ -10,8 +10,8 @@
 //     different deltas
 // NUMERICS: F32; each sum starts at 0 and adds the ranks in order; one-shot and two-shot give the same bits,
 //     those of reduce.cu followed by norm.cu
-// COST: per rank over the link: one-shot receives rows * cols * 4 * (ranks - 1) bytes; two-shot receives 1 /
-//     ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for
+// COST: per rank over the link: one-shot receives rows * cols * (2 or 4) * (ranks - 1) bytes; two-shot
+//     receives 1 / ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for
 //     few rows, then by the link
 // TWINS: src/comm/local.rs
 #include "peers.cuh"
@@ -19,7 +19,7 @@
 
 struct ReduceNormParams {
     Peers peers;
-    const float4* deltas[MAX_RANKS];
+    const void* deltas[MAX_RANKS];
     float4* residual;
     const float* weight;
     const float* bias;
@@ -31,8 +31,10 @@ struct ReduceNormParams {
     uint32_t first, last;
     uint32_t two_shot;
     float eps;
+    uint32_t delta_bf16;
+    uint32_t unused;
 };
-static_assert(sizeof(ReduceNormParams) == 456);
+static_assert(sizeof(ReduceNormParams) == 464);
 
 // Writes a row to every rank. The row is quantised in shared memory first, so that each store to another rank
 // has 16 bytes.
@@ -60,10 +62,19 @@ KERNEL(reduce_norm, ReduceNormParams, ROW_THREADS) {
     const bool begun = all_begin(p.peers, operation);
     for (uint32_t index = p.first + blockIdx.x; begun && index < p.last; index += gridDim.x) {
         const size_t start = static_cast<size_t>(index) * cols / 4;
-        for (uint32_t i = threadIdx.x; i < cols / 4; i += blockDim.x) {
-            const float4 x = add(p.residual[start + i], sum_of_parts(p.deltas, p.peers.count, start + i));
-            p.residual[start + i] = x;
-            reinterpret_cast<float4*>(row)[i] = x;
+        float4* residual = p.residual + start;
+        auto* vectors = reinterpret_cast<float4*>(row);
+        if (p.delta_bf16) {
+            for (uint32_t i = threadIdx.x; i < cols / 8; i += blockDim.x) {
+                const Eight sum = sum_of_bf16_parts(p.deltas, p.peers.count, start / 2 + i);
+                vectors[2 * i] = residual[2 * i] = add(residual[2 * i], sum.low);
+                vectors[2 * i + 1] = residual[2 * i + 1] = add(residual[2 * i + 1], sum.high);
+            }
+        } else {
+            for (uint32_t i = threadIdx.x; i < cols / 4; i += blockDim.x) {
+                const float4 sum = sum_of_parts(p.deltas, p.peers.count, start + i);
+                vectors[i] = residual[i] = add(residual[i], sum);
+            }
         }
         __syncthreads();
         float sum = 0.0f;

@@ -190,6 +190,18 @@ static inline uint32_t f16x2(float low, float high) {
 static inline uint32_t bf16x2(float low, float high) {
     return host::bf16_of(low) | static_cast<uint32_t>(host::bf16_of(high)) << 16;
 }
+static inline uint32_t transposed(uint32_t pair) {
+    const auto transpose = [](const unsigned char* in, unsigned char* out) {
+        for (unsigned lane = 0; lane < 32; ++lane) {
+            for (unsigned half = 0; half < 2; ++half) {
+                const unsigned row = lane % 4 * 2 + half, col = lane / 4;
+                std::memcpy(out + lane * host::stride + 2 * half,
+                            in + (row * 4 + col / 2) * host::stride + col % 2 * 2, 2);
+            }
+        }
+    };
+    return host::collective("a transposition", pair, transpose);
+}
 static inline float float_of_f16(uint16_t bits) { return host::float_of_f16(bits); }
 static inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     host::mma(false, d, a, b0, b1);
@@ -199,6 +211,7 @@ static inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, 
 }
 static inline uint4 load_once(const void* from) { return *static_cast<const uint4*>(from); }
 static inline float4 load_l2(const float4* from) { return *from; }
+static inline uint4 load_l2(const uint4* from) { return *from; }
 static inline float load_l2(const float* from) { return *from; }
 static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 static inline void store_release(uint32_t* to, uint32_t value) {

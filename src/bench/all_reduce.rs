@@ -7,11 +7,11 @@ use crate::stdio::results::print_line;
 
 /// Seconds of each operation, one entry for each number of rows.
 struct Times {
-    /// Reduce and norm in one kernel: computed by every rank, and divided between ranks.
+    /// Reduce and norm of BF16 parts in one kernel: computed by every rank, and divided between ranks.
     fused: Vec<[f64; 2]>,
-    /// All-reduce by our kernels.
+    /// All-reduce of F32 by our kernels.
     all_reduce: Vec<f64>,
-    /// All-reduce by NCCL.
+    /// All-reduce of F32 by NCCL.
     nccl: anyhow::Result<Vec<f64>>,
 }
 
@@ -29,7 +29,7 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("nccl: {error:#}");
     }
     print_line!(
-        "{ranks} ranks on GPUs {:?}, rows of {} floats; microseconds, the best of some",
+        "{ranks} ranks on GPUs {:?}, rows of {} floats, BF16 where a norm follows; microseconds, the best of some",
         args.gpus,
         args.hidden
     )?;
@@ -62,10 +62,10 @@ mod gpus {
     use anyhow::Context;
 
     use super::Times;
-    use crate::comm::{Communicator, GroupBuffers, Nccl, OneShotRows, P2p};
+    use crate::comm::{Communicator, GroupBuffers, Message, Nccl, OneShotRows, P2p};
     use crate::config::BenchReduceArgs;
     use crate::device::cuda::{Cuda, Products};
-    use crate::device::{Device, DeviceError};
+    use crate::device::{Device, DeviceError, FloatType};
 
     /// Maximum wait for the other ranks.
     const TIMEOUT: Duration = Duration::from_secs(30);
@@ -103,7 +103,9 @@ mod gpus {
     fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
         let devices = open(args)?;
         let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(0))?;
-        on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, args.hidden))
+        let rows = args.rows.iter().copied().max().unwrap_or(1);
+        let largest = Message { float_type: FloatType::Bf16, rows, cols: args.hidden };
+        on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, largest))
     }
 
     fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::read_bandwidth::read_bandwidth;
 use super::steps::{DecodeRun, Steps};
-use crate::comm::{Communicator, SingleDeviceGroup};
+use crate::comm::{Communicator, Message, SingleDeviceGroup};
 use crate::config::BenchRankArgs;
 use crate::cost::Hardware;
 use crate::device::{BLOCK_TOKENS, Device, KvDtype, MakeRandomMatrix, upload_random};
@@ -29,6 +29,9 @@ use crate::stdio::{Log, ProgressBars};
 
 /// Maximum time of one step.
 const STEP_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Number format of the weights.
+const PRECISION: Precision = Precision::Fp8;
 
 /// Ranks for which published latencies of all-reduces exist.
 const PROJECTED_RANKS: usize = 8;
@@ -150,14 +153,15 @@ impl Setup {
         let rows = args.prefill.iter().copied().chain([batch]).max().unwrap_or(1);
         let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
         let room = StepRoom { ranks: 1, rows, slots: batch, deterministic: args.deterministic };
-        let needs = MemoryNeeds::new(&limited, &D::LAYOUT, Precision::Fp8, KvDtype::Fp8, &room);
-        let comm = SingleDeviceGroup::new(&device, args.tp, rows, config.hidden)?;
+        let needs = MemoryNeeds::new(&limited, &D::LAYOUT, PRECISION, KvDtype::Fp8, &room);
+        let largest = Message { float_type: PRECISION.results(), rows, cols: config.hidden };
+        let comm = SingleDeviceGroup::new(&device, args.tp, largest)?;
         let projection = projection(&device, &comm, config, args)?;
-        let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, rows, config.hidden));
+        let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, largest));
         let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
         tracing::info!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
         let bar = bars.bar(Some(config.layers as u64), "creating layers {bar:32} {pos}/{len}");
-        let model = Model::random(&limited, Precision::Fp8, &device, make_matrix, &mut |layers| {
+        let model = Model::random(&limited, PRECISION, &device, make_matrix, &mut |layers| {
             bar.iter().for_each(|bar| bar.set_position(layers as u64));
         })?;
         bar.iter().for_each(|bar| bars.remove(bar));
@@ -245,7 +249,7 @@ fn single_device_seconds<D: Device>(
     cols: usize,
 ) -> anyhow::Result<f64> {
     const TIMES: usize = 50;
-    let mut x = device.floats(rows, cols)?;
+    let mut x = device.floats_of(PRECISION.results(), rows, cols)?;
     device.write(&vec![0.0; rows * cols], &mut x)?;
     let mut last = device.floats(1, 1)?;
     device.write(&[0.0], &mut last)?;

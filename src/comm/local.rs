@@ -4,9 +4,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::{Communicator, GroupBuffers};
+use super::{Communicator, GroupBuffers, ResidualUpdate};
 use crate::device::cpu::zeros;
-use crate::device::{Device, DeviceError, Floats, PEER};
+use crate::device::{ActQuant, Device, DeviceError, Floats, Norm, PEER};
 
 /// A rank of a group of threads.
 #[derive(Debug)]
@@ -51,6 +51,14 @@ impl Local {
 
     fn size(&self) -> usize {
         self.group.parts.len()
+    }
+
+    /// Σ over ranks of x, in F32, whatever the type of `x`.
+    fn sum<D: Device>(&self, device: &D, x: &Floats<D>) -> Result<Vec<f32>, DeviceError> {
+        let part = device.read(x)?;
+        let mut sum: Vec<f32> = zeros(part.len())?;
+        self.exchange(part, |_, part| sum.iter_mut().zip(part).for_each(|(s, p)| *s += p))?;
+        Ok(sum)
     }
 
     /// Publishes this rank's part and calls `take` with each rank's part, in rank order.
@@ -119,10 +127,34 @@ impl<D: Device> Communicator<D> for Local {
         if self.size() == 1 {
             return Ok(());
         }
-        let part = device.read(x)?;
-        let mut sum: Vec<f32> = zeros(part.len())?;
-        self.exchange(part, |_, part| sum.iter_mut().zip(part).for_each(|(s, p)| *s += p))?;
-        device.write(&sum, x)
+        device.write(&self.sum(device, x)?, x)
+    }
+
+    fn reduce_norm(
+        &self,
+        device: &D,
+        update: ResidualUpdate<'_, D>,
+        norm: &Norm<D>,
+        quant: ActQuant,
+        out: &mut D::Acts,
+    ) -> Result<(), DeviceError> {
+        let ResidualUpdate { residual, delta } = update;
+        if self.size() == 1 {
+            return device.norm(residual, Some(delta), norm, quant, out);
+        }
+        self.reduce_add(device, ResidualUpdate { residual: &mut *residual, delta })?;
+        device.norm(residual, None, norm, quant, out)
+    }
+
+    fn reduce_add(&self, device: &D, update: ResidualUpdate<'_, D>) -> Result<(), DeviceError> {
+        let ResidualUpdate { residual, delta } = update;
+        if self.size() == 1 {
+            return device.add(std::slice::from_ref(delta), residual);
+        }
+        // The sum of BF16 parts is not rounded to BF16, so it cannot take the place of a part.
+        let mut updated = device.read(residual)?;
+        updated.iter_mut().zip(self.sum(device, delta)?).for_each(|(r, s)| *r += s);
+        device.write(&updated, residual)
     }
 
     fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError> {

@@ -14,7 +14,7 @@ pub use nccl::Nccl;
 pub use p2p::{OneShotRows, P2p};
 pub use single_device::SingleDeviceGroup;
 
-use crate::device::{ActQuant, Device, DeviceError, Floats, Norm};
+use crate::device::{ActQuant, Device, DeviceError, FloatType, Floats, Norm};
 
 /// One rank's handle on its group. Every rank calls the same operations in the same order. The error of an
 /// operation that another rank does not reach comes from the operation itself, or from a later call of the
@@ -28,11 +28,12 @@ pub trait Communicator<D: Device>: Send + 'static {
     fn register(&self, _buffers: GroupBuffers<'_, D>) -> Result<(), DeviceError> {
         Ok(())
     }
-    /// x = Σ over ranks of x, summed in rank order on every rank.
+    /// x = Σ over ranks of x, summed in F32 and in rank order on every rank.
     fn all_reduce(&self, device: &D, x: &mut Floats<D>) -> Result<(), DeviceError>;
     /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
     fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError>;
-    /// residual += Σ over ranks of delta; out = quant(norm(residual)).
+    /// residual += Σ over ranks of delta; out = quant(norm(residual)). The sum is F32, also of BF16 parts; a
+    /// group whose sums need not be deterministic may round it to the type of `delta`.
     ///
     /// Afterwards a rank may lack rows of the residual until [`Communicator::reduce_add`]. Consecutive calls
     /// have different deltas; the second next call may overwrite a delta.
@@ -63,6 +64,17 @@ pub struct GroupBuffers<'a, D: Device> {
     pub floats: &'a [&'a Floats<D>],
     /// Outputs of [`Communicator::reduce_norm`], in the same order on every rank.
     pub acts: &'a [&'a D::Acts],
+}
+
+/// Shape and element type of what a rank sends to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Element type.
+    pub float_type: FloatType,
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
 }
 
 /// The residual stream, and this rank's part of what a layer adds to it; both \[rows, hidden\].

@@ -1,5 +1,6 @@
 //! Groups over NCCL, for GPUs that cannot access one another's memory, or where sums need not be
-//! deterministic. NCCL does not report a rank that is missing; the step then exceeds its timeout.
+//! deterministic. BF16 parts are summed to BF16. NCCL does not report a rank that is missing; the step then
+//! exceeds its timeout.
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Communicator, GroupBuffers, Local, ResidualUpdate};
+use super::{Communicator, GroupBuffers, Local, Message, ResidualUpdate};
 use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
 use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, PEER, upload_floats};
 
@@ -25,13 +25,8 @@ const RUNS: usize = 5;
 pub enum OneShotRows {
     /// This number.
     Fixed(usize),
-    /// Measured, for steps of at most \[rows, cols\].
-    Measured {
-        /// Rows of the largest step.
-        rows: usize,
-        /// The model's hidden size.
-        cols: usize,
-    },
+    /// Measured, for messages of at most this size.
+    Measured(Message),
 }
 
 /// A rank of a group on GPUs.
@@ -60,7 +55,7 @@ impl P2p {
             ranks.map(|(peers, threads)| Self { peers, threads, one_shot_rows: 0 }).collect();
         match one_shot {
             OneShotRows::Fixed(rows) => Ok(with_one_shot_rows(group, rows)),
-            OneShotRows::Measured { rows, cols } => measured_group(group, devices, rows, cols),
+            OneShotRows::Measured(largest) => measured_group(group, devices, largest),
         }
     }
 
@@ -76,17 +71,24 @@ impl P2p {
         self.threads.barrier()
     }
 
-    /// Measures reductions of each number of rows: seconds in one-shot and in two-shot mode. Every rank of
-    /// the group calls this, and gets its own figures.
+    /// Measures reductions of each number of rows, in place of those of `largest`: seconds in one-shot and in
+    /// two-shot mode. Every rank of the group calls this, and gets its own figures.
     ///
     /// # Errors
     /// If a rank does not take part, or memory runs out.
-    pub fn measure(&self, cuda: &Cuda, counts: &[usize], cols: usize) -> Result<Vec<[f64; 2]>, DeviceError> {
+    pub fn measure(
+        &self,
+        cuda: &Cuda,
+        counts: &[usize],
+        largest: Message,
+    ) -> Result<Vec<[f64; 2]>, DeviceError> {
+        let Message { float_type, cols, .. } = largest;
         let most = counts.iter().copied().max().unwrap_or(1);
+        let delta = || cuda.floats_of(float_type, most, cols);
         let weight = upload_floats(cuda, cols, &vec![1.0; cols])?;
         let mut bench = ReductionBench {
             residual: cuda.floats(most, cols)?,
-            deltas: [cuda.floats(most, cols)?, cuda.floats(most, cols)?],
+            deltas: [delta()?, delta()?],
             norm: Norm { kind: NormKind::RmsNorm, weight, bias: None, eps: 1.0 },
             out: cuda.acts(most, cols)?,
             mark: upload_floats(cuda, 1, &[0.0])?,
@@ -141,21 +143,17 @@ fn with_one_shot_rows(mut group: Vec<P2p>, rows: usize) -> Vec<P2p> {
 
 /// Measures both modes on all ranks at once. Sets the largest number of rows up to which one-shot reductions
 /// were at least as fast on rank 0.
-fn measured_group(
-    group: Vec<P2p>,
-    devices: &[Cuda],
-    rows: usize,
-    cols: usize,
-) -> Result<Vec<P2p>, DeviceError> {
+fn measured_group(group: Vec<P2p>, devices: &[Cuda], largest: Message) -> Result<Vec<P2p>, DeviceError> {
     if group.len() == 1 {
         return Ok(group);
     }
-    let counts: Vec<usize> = MEASURED_ROWS.into_iter().filter(|count| *count <= rows.max(1)).collect();
+    let counts: Vec<usize> =
+        MEASURED_ROWS.into_iter().filter(|count| *count <= largest.rows.max(1)).collect();
     let outcomes: Vec<Result<MeasuredRank, DeviceError>> = std::thread::scope(|scope| {
         let counts = &counts;
         // A rank that fails is dropped at once, so that the others stop waiting for it.
         let measure = move |(rank, device): (P2p, &Cuda)| {
-            let measured = rank.measure(device, counts, cols)?;
+            let measured = rank.measure(device, counts, largest)?;
             Ok(MeasuredRank { rank, measured })
         };
         let ranks = group.into_iter().zip(devices);

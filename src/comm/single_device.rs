@@ -1,7 +1,7 @@
 //! A group of one rank. For measurements it does the memory traffic of a larger group on its own device; the
 //! other ranks' parts are zeros, so results do not change.
 
-use super::Communicator;
+use super::{Communicator, Message};
 use crate::device::{Device, DeviceError, Floats};
 
 /// Rows up to which every rank reads the whole part of every other rank. With more rows each rank sums its
@@ -22,20 +22,22 @@ impl<D: Device> SingleDeviceGroup<D> {
         Self { parts: Vec::new() }
     }
 
-    /// Stands for a group of `size` ranks with messages of at most \[rows, cols\].
+    /// Stands for a group of `size` ranks whose largest message is `largest`.
     ///
     /// # Errors
     /// If the device has no memory for the parts.
-    pub fn new(device: &D, size: usize, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+    pub fn new(device: &D, size: usize, largest: Message) -> Result<Self, DeviceError> {
+        let Message { float_type, rows, cols } = largest;
         let small = rows.min(ONE_SHOT_ROWS);
-        let part = |peer| device.floats(if peer == 0 { rows } else { small }, cols);
+        let part = |peer| device.floats_of(float_type, if peer == 0 { rows } else { small }, cols);
         Ok(Self { parts: (0..size - 1).map(part).collect::<Result<_, _>>()? })
     }
 
     /// Bytes of the parts.
-    pub fn bytes(size: usize, rows: usize, cols: usize) -> u64 {
+    pub fn bytes(size: usize, largest: Message) -> u64 {
+        let Message { float_type, rows, cols } = largest;
         let rows = if size > 1 { rows + (size - 2) * rows.min(ONE_SHOT_ROWS) } else { 0 };
-        (rows * cols * 4) as u64
+        (rows * cols * D::LAYOUT.float_bytes(float_type)) as u64
     }
 }
 

@@ -1,9 +1,30 @@
-//! Buffers of F32 rows on a device.
+//! Buffers of rows of floats on a device.
 
-use super::{Device, DeviceError, HostMatrix, HostRows, MatrixData, MatrixShape};
+use super::{Device, DeviceError, HostMatrix, HostRows, MatrixData, MatrixShape, fp8};
 use crate::machine;
 
-/// F32 \[rows, cols\] on a device, row-major: the residual stream, outputs of products, weights of norms.
+/// Element type of [`Floats`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FloatType {
+    /// Single precision.
+    F32,
+    /// BF16: the upper half of an F32, rounded to nearest even.
+    Bf16,
+}
+
+impl FloatType {
+    /// The value of an element in which `x` was stored.
+    #[inline(always)]
+    pub(crate) fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::Bf16 => fp8::bf16_value(fp8::bf16_bits(x)),
+        }
+    }
+}
+
+/// \[rows, cols\] on a device, row-major: the residual stream, outputs of products, weights of norms. F32
+/// unless it was allocated as BF16.
 ///
 /// The buffer is allocated for a maximum of rows; how many are valid changes from step to step.
 pub struct Floats<D: Device> {
@@ -11,19 +32,26 @@ pub struct Floats<D: Device> {
     pub(super) cols: usize,
     /// Rows that the buffer has memory for.
     pub(super) max_rows: usize,
+    pub(super) float_type: FloatType,
     pub(super) data: D::FloatBuffer,
 }
 
 impl<D: Device> std::fmt::Debug for Floats<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Floats [{} of {}, {}]", self.rows, self.max_rows, self.cols)
+        let Self { rows, cols, max_rows, float_type, .. } = self;
+        write!(f, "Floats {float_type:?} [{rows} of {max_rows}, {cols}]")
     }
 }
 
 impl<D: Device> Floats<D> {
     /// A buffer without valid rows.
-    pub(super) fn empty(max_rows: usize, cols: usize, data: D::FloatBuffer) -> Self {
-        Self { rows: 0, cols, max_rows, data }
+    pub(super) fn empty(float_type: FloatType, max_rows: usize, cols: usize, data: D::FloatBuffer) -> Self {
+        Self { rows: 0, cols, max_rows, float_type, data }
+    }
+
+    /// The element type.
+    pub fn float_type(&self) -> FloatType {
+        self.float_type
     }
 
     /// The number of valid rows.

@@ -1,6 +1,8 @@
 //! Constants of the memory that each device needs. The memory plan also uses those of a device that is not
 //! part of this build or this machine. Each device asserts at compile time that its own constants agree.
 
+use super::FloatType;
+
 /// Memory that a device needs in addition to the model's sizes, in bytes unless said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
@@ -14,6 +16,8 @@ pub struct Layout {
     pub head_dim: usize,
     /// KV blocks that the device allocates in addition to those of sequences.
     pub spare_blocks: usize,
+    /// Bytes of a BF16 element of [`Floats`](super::Floats).
+    pub bf16: usize,
     /// Rows and elements of a row of [`Device::Acts`](super::Device::Acts) are padded to multiples of these.
     pub acts: [usize; 2],
     /// Bytes per element of `Acts`.
@@ -29,6 +33,8 @@ pub struct Layout {
     pub attention_scratch: usize,
     /// Scratch of the rotary embedding per pair of elements of a head.
     pub rope_pair: usize,
+    /// Scratch of the rotary embedding per row and element of its query heads.
+    pub rope_query: usize,
     /// Tables of a step: in all, per row, per row and [`SPLIT_BLOCKS`] blocks of its context, and per row and
     /// block of its context.
     pub step: [usize; 4],
@@ -58,6 +64,14 @@ impl Layout {
         self.graph_launches > 0
     }
 
+    /// Bytes of an element of [`Floats`](super::Floats).
+    pub(crate) fn float_bytes(&self, float_type: FloatType) -> usize {
+        match float_type {
+            FloatType::F32 => 4,
+            FloatType::Bf16 => self.bf16,
+        }
+    }
+
     /// The CPU device.
     pub const CPU: Self = Self {
         outputs: 32,
@@ -65,6 +79,8 @@ impl Layout {
         scales: 32,
         head_dim: 1,
         spare_blocks: 0,
+        // Kept as F32 values, which products and attention read.
+        bf16: 4,
         acts: [1, 1],
         // A BF16 bit pattern and the same value as F32.
         act_bytes: 2 + 4,
@@ -74,6 +90,7 @@ impl Layout {
         product_counter: 0,
         attention_scratch: 0,
         rope_pair: 0,
+        rope_query: 0,
         // Per row: its position, its cache block and a tile of attention.
         step: [0, 4 + 4 + 24, 0, 0],
         sample_row: 0,
@@ -94,6 +111,7 @@ impl Layout {
         head_dim: 64,
         // The block of padding rows.
         spare_blocks: 1,
+        bf16: 2,
         acts: [8, 128],
         act_bytes: 2,
         act_stage: 0,
@@ -102,6 +120,7 @@ impl Layout {
         product_counter: 4,
         attention_scratch: 4,
         rope_pair: 4,
+        rope_query: 4,
         // In all: two words. Per row: four words, two prefill items, and an index of `select`. Per split: a
         // decode item. Per block: its id.
         step: [8, 4 * (4 + 6 + 6 + 1), 24, 4],

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use error::{DeviceError, PEER};
-pub use floats::{Floats, upload_floats, upload_matrix};
+pub use floats::{FloatType, Floats, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
 pub(crate) use layout::SPLIT_BLOCKS;
@@ -330,17 +330,23 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
 
     // Buffers.
 
-    /// Allocates a buffer of at most `rows` rows.
-    fn floats(&self, rows: usize, cols: usize) -> Result<Floats<Self>, DeviceError>;
+    /// Allocates a buffer of at most `rows` rows of elements of a type.
+    fn floats_of(&self, float_type: FloatType, rows: usize, cols: usize)
+    -> Result<Floats<Self>, DeviceError>;
+    /// Allocates a buffer of at most `rows` rows in F32.
+    fn floats(&self, rows: usize, cols: usize) -> Result<Floats<Self>, DeviceError> {
+        self.floats_of(FloatType::F32, rows, cols)
+    }
     /// Allocates inputs of products of at most `rows` rows.
     fn acts(&self, rows: usize, cols: usize) -> Result<Self::Acts, DeviceError>;
     /// Allocates a cache of zeros.
     fn cache(&self, spec: CacheSpec) -> Result<Self::Cache, DeviceError>;
     /// Allocates the inputs of steps and the results of sampling.
     fn step(&self, capacity: StepCapacity) -> Result<Self::Step, DeviceError>;
-    /// Copies the valid rows to the host, row-major.
+    /// Copies the valid rows to the host, row-major, as F32.
     fn read(&self, floats: &Floats<Self>) -> Result<Vec<f32>, DeviceError>;
-    /// Overwrites the valid rows from the host. `host` holds whole rows and sets their number.
+    /// Overwrites the valid rows from the host, rounded to the buffer's type. `host` holds whole rows and sets
+    /// their number.
     fn write(&self, host: &[f32], floats: &mut Floats<Self>) -> Result<(), DeviceError>;
 
     // Steps.
@@ -354,7 +360,10 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
 
     // Layers.
 
-    /// out\[r\] = table\[token\[r\]\] in F32; 0 for tokens that the table does not have.
+    // Residual streams, logits and the weights of norms and reward heads are F32. The results of products
+    // that other operations of a layer read are of either type.
+
+    /// out\[r\] = table\[token\[r\]\]; 0 for tokens that the table does not have.
     fn embed(
         &self,
         step: &Self::Step,
@@ -370,9 +379,10 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\], accumulated in F32.
+    /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\], accumulated in F32 and rounded to
+    /// the type of `out`.
     fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Floats<Self>) -> Result<(), DeviceError>;
-    /// Rotates Q and K of each row by its position and writes K and V to the cache. Then computes the causal
+    /// Rotates Q and K of each row by its position, in F32, and writes K and V to the cache. Then computes the causal
     /// attention of each row over its sequence's cached positions; K and V are read from the cache only.
     /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
     fn attention(
@@ -391,7 +401,8 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// x = x + each of the parts, element by element and in order. Parts have at least the elements of `x`.
+    /// x = x + each of the parts, element by element and in order, in F32; the sum is rounded to the type of
+    /// `x`. Parts have at least the elements of `x`, and all have the same type.
     fn add(&self, parts: &[Floats<Self>], x: &mut Floats<Self>) -> Result<(), DeviceError>;
     /// out\[i\] = residual\[rows\[i\]\]: the rows whose logits are wanted, after the last layer.
     fn select(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::{numa, nvml};
-use crate::comm::{Nccl, OneShotRows, P2p, SingleDeviceGroup};
+use crate::comm::{Message, Nccl, OneShotRows, P2p, SingleDeviceGroup};
 use crate::config::CommunicatorName;
 use crate::cost::Hardware;
 use crate::device::MakeRandomMatrix;
@@ -94,18 +94,17 @@ impl CudaGpus {
     }
 
     /// Creates the communicators. A rank that does not arrive within `timeout` fails the group.
-    /// Peer-to-peer reductions are tuned for steps of at most \[max_rows, hidden\].
+    /// Peer-to-peer reductions are tuned for messages of at most the size of `largest`.
     pub(crate) fn group(
         &self,
         name: CommunicatorName,
         timeout: Duration,
-        max_rows: usize,
-        hidden: usize,
+        largest: Message,
     ) -> anyhow::Result<CudaGroup> {
         Ok(match (self.0.len(), name) {
             (1, _) => CudaGroup::Alone(vec![SingleDeviceGroup::alone()]),
             (_, CommunicatorName::P2p) => CudaGroup::P2p(
-                P2p::group(&self.0, timeout, OneShotRows::Measured { rows: max_rows, cols: hidden })
+                P2p::group(&self.0, timeout, OneShotRows::Measured(largest))
                     .context("--communicator p2p (--communicator nccl works without peer access)")?,
             ),
             (_, CommunicatorName::Nccl) => {

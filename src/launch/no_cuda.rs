@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::comm::{Local, SingleDeviceGroup};
+use crate::comm::{Local, Message, SingleDeviceGroup};
 use crate::config::CommunicatorName;
 use crate::device::MakeRandomMatrix;
 use crate::device::cpu::Cpu;
@@ -62,8 +62,7 @@ impl CudaGpus {
         &self,
         _name: CommunicatorName,
         _timeout: Duration,
-        _max_rows: usize,
-        _hidden: usize,
+        _largest: Message,
     ) -> anyhow::Result<CudaGroup> {
         match *self {}
     }

@@ -10,7 +10,7 @@ use super::devices::Devices;
 use super::loading_progress::LoadingDisplay;
 use super::prepared::{Prepared, scheduler_config};
 use super::simulated::{SimulatedGpus, words};
-use crate::comm::{Communicator, Local};
+use crate::comm::{Communicator, Local, Message};
 use crate::device::Device;
 use crate::engine::{Engine, EngineHandle, EngineOptions, EngineThread, Forecast};
 use crate::model::Model;
@@ -35,8 +35,9 @@ pub(crate) fn start(devices: Devices, p: &Prepared) -> anyhow::Result<(EngineHan
             let options = options(p, in_flight, Forecast::default());
             let nearby_cpus = gpus.nearby_cpus()?;
             gpus.log_hardware_errors()?;
-            let max_rows = p.config.scheduling.max_num_batched_tokens;
-            let group = gpus.group(p.config.device.communicator, timeout, max_rows, p.model.hidden)?;
+            let rows = p.config.scheduling.max_num_batched_tokens;
+            let largest = Message { float_type: p.precision.results(), rows, cols: p.model.hidden };
+            let group = gpus.group(p.config.device.communicator, timeout, largest)?;
             let devices = gpus.into_devices();
             match group {
                 CudaGroup::Alone(group) => start_runner(Ranks { devices, group, nearby_cpus }, options, p),

@@ -50,8 +50,8 @@ pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
-    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, Graph, LayerKv, Norm, RewardWeights, Rope,
-    SampleRow, StepInputs, Token,
+    ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, FloatType, Graph, LayerKv, Norm,
+    RewardWeights, Rope, SampleRow, StepInputs, Token,
 };
 
 /// Number format of the linear weights and of the inputs of their products.
@@ -61,6 +61,16 @@ pub enum Precision {
     Fp8,
     /// Weights as stored, F32 and F16 rounded to BF16. BF16 inputs.
     None,
+}
+
+impl Precision {
+    /// Element type of the results of a layer's products.
+    pub(crate) fn results(self) -> FloatType {
+        match self {
+            Self::Fp8 => FloatType::Bf16,
+            Self::None => FloatType::F32,
+        }
+    }
 }
 
 /// A weight matrix, and the format of its product's input.
@@ -101,6 +111,7 @@ pub struct Model<D: Device> {
     /// This rank's share of the architecture.
     config: ModelConfig,
     shard: Shard,
+    precision: Precision,
     /// Vocabulary size of the whole model.
     vocab: usize,
     embedding: Linear<D::Matrix>,

@@ -51,6 +51,7 @@ impl<D: Device> Model<D> {
             layers,
             rope: Rope { inv_freq: config.inv_freq.clone() },
             shard: Shard::WHOLE,
+            precision,
             vocab: config.vocab,
             config: config.clone(),
         })

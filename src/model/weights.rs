@@ -62,6 +62,7 @@ fn load_ranks<D: Device>(
             head: parts.head(&plan.head)?,
             config: share.clone(),
             shard: *shard,
+            precision,
             vocab: config.vocab,
             rope: Rope { inv_freq: config.inv_freq.clone() },
         })

@@ -1,6 +1,6 @@
 //! The buffers of a forward pass, allocated once at start-up for the largest step.
 
-use super::{Model, ModelConfig};
+use super::{Model, ModelConfig, Precision};
 use crate::comm::{Communicator, GroupBuffers};
 use crate::device::{
     BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, StepCapacity,
@@ -10,12 +10,12 @@ use crate::device::{
 /// sequences or of scored prompt tokens.
 pub const LOGIT_ROWS: usize = 64;
 
-/// The buffers of a forward pass.
+/// The buffers of a forward pass. The results of a layer's products are BF16 if their inputs are E4M3.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
     /// The current step, and sampled tokens by slot.
     pub(crate) step: D::Step,
-    /// Residual stream \[rows, hidden\].
+    /// Residual stream \[rows, hidden\], in F32.
     pub(super) residual: Floats<D>,
     /// Output of attention \[rows, hidden\], or this rank's part of the sum.
     pub(super) attention_delta: Floats<D>,
@@ -98,13 +98,15 @@ pub struct StepBytes {
 }
 
 impl StepBytes {
-    /// Bytes on a device with this layout; `config` is one rank's share. Covers what [`Workspace::new`]
+    /// Bytes on a device with this layout, for weights of this precision; `config` is one rank's share. Covers what [`Workspace::new`]
     /// allocates and the scratch memory that operations grow to, except attention's, which depends on the KV
     /// cache.
-    pub fn new(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> Self {
+    pub fn new(config: &ModelConfig, layout: &Layout, precision: Precision, room: &StepRoom) -> Self {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;
         let floats = |rows: usize, cols: usize| product(rows, 4 * cols);
+        let result_bytes = layout.float_bytes(precision.results());
+        let results = |cols: usize| product(rows, cols * result_bytes);
         let acts = |rows: usize, cols: usize| {
             let [padded_rows, padded_cols] = layout.acts;
             let values =
@@ -113,11 +115,11 @@ impl StepBytes {
             sum([values, product(rows, 4)])
         };
         // The residual stream, the outputs of attention and MLP, and the normalised input.
-        let exchanged = sum([floats(rows, 3 * hidden), acts(rows, hidden)]);
+        let exchanged = sum([floats(rows, hidden), results(2 * hidden), acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
         let own = sum([
             step_tables(layout, rows, config.max_positions),
-            floats(rows, qkv + ffn),
+            results(qkv + ffn),
             acts(rows, attended),
             acts(rows, activated),
             floats(LOGIT_ROWS, hidden),
@@ -183,8 +185,9 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     let logits = vocab * layout.sample_logit + vocab.div_ceil(32) * layout.sample_word;
     let results = product(samples(room.slots), layout.sample_result);
     let sample = sum([layout.sample_row as u64, results, logits as u64]).saturating_mul(LOGIT_ROWS as u64);
-    let rope = config.heads.head_dim / 2 * layout.rope_pair;
-    sum([products as u64, library, stage, sample, rope as u64])
+    let queries = product(room.rows, attended * layout.rope_query);
+    let rope = sum([(config.heads.head_dim / 2 * layout.rope_pair) as u64, queries]);
+    sum([products as u64, library, stage, sample, rope])
 }
 
 impl<D: Device> Workspace<D> {
@@ -206,6 +209,10 @@ impl<D: Device> Workspace<D> {
         };
         let floats =
             |buffer, rows, cols| device.floats(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
+        let results = |buffer, cols| {
+            let floats = device.floats_of(model.precision.results(), rows, cols);
+            floats.map_err(|error| name(buffer, [rows, cols], error))
+        };
         let acts =
             |buffer, rows, cols| device.acts(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
         let positions = config.max_positions;
@@ -213,12 +220,12 @@ impl<D: Device> Workspace<D> {
         Ok(Self {
             step: device.step(capacity).map_err(|error| name("step", [rows, positions], error))?,
             residual: floats("residual", rows, hidden)?,
-            attention_delta: floats("attention_delta", rows, hidden)?,
-            mlp_delta: floats("mlp_delta", rows, hidden)?,
+            attention_delta: results("attention_delta", hidden)?,
+            mlp_delta: results("mlp_delta", hidden)?,
             hidden: acts("hidden", rows, hidden)?,
-            qkv: floats("qkv", rows, qkv)?,
+            qkv: results("qkv", qkv)?,
             attended: acts("attended", rows, attended)?,
-            ffn: floats("ffn", rows, ffn)?,
+            ffn: results("ffn", ffn)?,
             activated: acts("activated", rows, activated)?,
             selected: floats("selected", LOGIT_ROWS, hidden)?,
             last: acts("last", LOGIT_ROWS, hidden)?,

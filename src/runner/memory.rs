@@ -122,7 +122,8 @@ impl MemoryNeeds {
         kv: KvDtype,
         room: &StepRoom,
     ) -> Self {
-        let StepBytes { activations, communication, scratch } = StepBytes::new(config, layout, room);
+        let StepBytes { activations, communication, scratch } =
+            StepBytes::new(config, layout, precision, room);
         let HeadShape { q_heads, head_dim, .. } = config.heads;
         let per_row = q_heads * (head_dim + 2) * layout.attention_scratch;
         let attention = (room.rows as u64).saturating_mul(per_row as u64);

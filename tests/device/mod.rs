@@ -3,6 +3,7 @@
 
 mod attention;
 pub mod determinism;
+mod float_types;
 pub mod golden;
 pub mod grammars;
 mod linear;

@@ -6,11 +6,11 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use octant::comm::{Communicator, GroupBuffers, Local, OneShotRows, P2p, ResidualUpdate};
+use octant::comm::{Communicator, GroupBuffers, Local, Message, OneShotRows, P2p, ResidualUpdate};
 use octant::device::cuda::{Acts, Cuda, Floats};
 use octant::device::{
-    ActQuant, CacheSpec, Device, DeviceError, HostMatrix, KvDtype, MatrixData, Norm, NormKind, upload_floats,
-    upload_matrix,
+    ActQuant, CacheSpec, Device, DeviceError, FloatType, HostMatrix, KvDtype, MatrixData, Norm, NormKind,
+    upload_floats, upload_matrix,
 };
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision, Shard};
@@ -118,13 +118,14 @@ struct Reductions {
 
 const COLS: usize = 64;
 const MAX_ROWS: usize = 9;
+const LARGEST: Message = Message { float_type: FloatType::Bf16, rows: MAX_ROWS, cols: COLS };
 
 impl Reductions {
-    fn new(device: &Cuda, comm: &impl Communicator<Cuda>) -> Self {
+    fn new(device: &Cuda, comm: &impl Communicator<Cuda>, parts: FloatType) -> Self {
         let codes: Vec<u8> = (0..COLS * COLS).map(|i| if i / COLS == i % COLS { 0x38 } else { 0 }).collect();
         let data = MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
-        let floats = || device.floats(MAX_ROWS, COLS).unwrap();
-        let (residual, deltas) = (floats(), [floats(), floats()]);
+        let delta = || device.floats_of(parts, MAX_ROWS, COLS).unwrap();
+        let (residual, deltas) = (device.floats(MAX_ROWS, COLS).unwrap(), [delta(), delta()]);
         let out = device.acts(MAX_ROWS, COLS).unwrap();
         let floats = [&residual, &deltas[0], &deltas[1]];
         comm.register(GroupBuffers { floats: &floats, acts: &[&out] }).unwrap();
@@ -169,13 +170,17 @@ impl Reductions {
 
 #[test]
 fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
-    for quant in [ActQuant::Bf16, ActQuant::Fp8PerToken, ActQuant::Fp8Static(0.01)] {
+    for (quant, parts) in [
+        (ActQuant::Bf16, FloatType::F32),
+        (ActQuant::Fp8PerToken, FloatType::Bf16),
+        (ActQuant::Fp8Static(0.01), FloatType::Bf16),
+    ] {
         for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
             let devices = dev::ranks(count);
             let expected: Vec<_> = std::thread::scope(|scope| {
                 let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT)).enumerate();
                 let run = |rank: usize, device: Cuda, comm: Local| {
-                    let mut reductions = Reductions::new(&device, &comm);
+                    let mut reductions = Reductions::new(&device, &comm, parts);
                     reductions.run(&device, rank, &comm, rows, quant)
                 };
                 let threads: Vec<_> = ranks
@@ -185,9 +190,10 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
             });
             for one_shot in [0, MAX_ROWS] {
                 let got = on_ranks(count, OneShotRows::Fixed(one_shot), |rank, device, comm| {
-                    Reductions::new(device, &comm).run(device, rank, &comm, rows, quant)
+                    Reductions::new(device, &comm, parts).run(device, rank, &comm, rows, quant)
                 });
-                assert!(got == expected, "{quant:?}, {count} ranks, {rows} rows, one-shot up to {one_shot}");
+                let case = format!("{quant:?}, {parts:?} parts, {count} ranks, {rows} rows");
+                assert!(got == expected, "{case}, one-shot up to {one_shot}");
             }
         }
     }
@@ -197,7 +203,7 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
 fn numbers_of_rows_may_change_from_step_to_step() {
     let rows = [1, 9, 2, 8, 1, 1, 5, 9];
     let all = on_ranks(4, OneShotRows::Fixed(3), |rank, device, comm| {
-        let mut reductions = Reductions::new(device, &comm);
+        let mut reductions = Reductions::new(device, &comm, FloatType::Bf16);
         rows.map(|rows| {
             // The ranks reach each step at different times.
             std::thread::sleep(Duration::from_millis(((rank * 7 + rows * 3) % 5) as u64));
@@ -206,17 +212,17 @@ fn numbers_of_rows_may_change_from_step_to_step() {
     });
     assert!(all.iter().all(|rank| *rank == all[0]));
     let alone = on_ranks(4, OneShotRows::Fixed(0), |rank, device, comm| {
-        Reductions::new(device, &comm).run(device, rank, &comm, 5, ActQuant::Fp8PerToken)
+        Reductions::new(device, &comm, FloatType::Bf16).run(device, rank, &comm, 5, ActQuant::Fp8PerToken)
     });
     assert!(all[0][6] == alone[0]);
 }
 
 #[test]
 fn ranks_agree_on_the_measured_mode() {
-    let all = on_ranks(2, OneShotRows::Measured { rows: MAX_ROWS, cols: COLS }, |rank, device, comm| {
-        let measured = comm.measure(device, &[1, 5], COLS).unwrap();
+    let all = on_ranks(2, OneShotRows::Measured(LARGEST), |rank, device, comm| {
+        let measured = comm.measure(device, &[1, 5], LARGEST).unwrap();
         assert!(measured.len() == 2 && measured.as_flattened().iter().all(|seconds| *seconds > 0.0));
-        Reductions::new(device, &comm).run(device, rank, &comm, 4, ActQuant::Fp8PerToken)
+        Reductions::new(device, &comm, FloatType::F32).run(device, rank, &comm, 4, ActQuant::Fp8PerToken)
     });
     assert!(all[0] == all[1]);
 }

@@ -25,7 +25,9 @@ constexpr uint32_t ranks = MAX_RANKS, cols = 64, max_rows = 9;
 
 struct Rank {
     Mailbox mailbox = {};
-    std::vector<float> residual, deltas[2], part, whole;
+    std::vector<float> residual, part, whole;
+    // BF16.
+    std::vector<uint16_t> deltas[2];
     std::vector<float> scales;
     std::unique_ptr<uint4[]> values;
 };
@@ -56,17 +58,27 @@ void fill(std::vector<float>& floats, uint32_t rows, uint32_t seed) {
     }
 }
 
-void reduce(uint32_t rank, uint32_t rows, std::vector<float> Rank::* parts, bool adds) {
+void fill(std::vector<uint16_t>& halves, uint32_t rows, uint32_t seed) {
+    std::vector<float> floats(rows * cols);
+    fill(floats, rows, seed);
+    for (uint32_t i = 0; i < rows * cols; ++i) halves[i] = static_cast<uint16_t>(bf16x2(floats[i], 0.0f));
+}
+
+// Sums the residuals, or adds the sum of deltas to them.
+void reduce(uint32_t rank, uint32_t rows, bool adds) {
     ReduceParams p{};
     p.peers = peers_of(rank);
+    p.parts_bf16 = adds;
     for (uint32_t i = 0; i < ranks; ++i) {
-        p.parts[i] = reinterpret_cast<float4*>((adds ? all[i].deltas[1] : all[i].*parts).data());
+        const void* delta = all[i].deltas[1].data();
+        p.parts[i] = adds ? delta : all[i].residual.data();
         p.targets[i] = reinterpret_cast<float4*>(all[i].residual.data());
     }
     p.base = adds ? reinterpret_cast<float4*>(all[rank].residual.data()) : nullptr;
     // By rows, like the two-shot mode.
-    p.first = rows * rank / ranks * cols / 4;
-    p.last = rows * (rank + 1) / ranks * cols / 4;
+    const uint32_t each = adds ? 8 : 4;
+    p.first = rows * rank / ranks * cols / each;
+    p.last = rows * (rank + 1) / ranks * cols / each;
     launch("reduce", octant_reduce, p, 0);
 }
 
@@ -75,7 +87,7 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     ReduceNormParams p{};
     p.peers = peers_of(rank);
     for (uint32_t i = 0; i < ranks; ++i) {
-        p.deltas[i] = reinterpret_cast<float4*>(all[i].deltas[turn % 2].data());
+        p.deltas[i] = all[i].deltas[turn % 2].data();
         auto* values = reinterpret_cast<unsigned char*>(all[i].values.get());
         p.out[i] = {values, all[i].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
     }
@@ -86,6 +98,7 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     p.last = two_shot ? rows * (rank + 1) / ranks : rows;
     p.two_shot = two_shot;
     p.eps = 1e-5f;
+    p.delta_bf16 = 1;
     launch("reduce_norm", octant_reduce_norm, p, 4 * cols + 2 * padded(cols));
 }
 
@@ -116,14 +129,14 @@ float steps(uint32_t rank, bool broken) {
         const uint32_t rows = 1 + step * 5 % max_rows;
         const bool two_shot = rows > 4;
         fill(all[rank].residual, rows, rank + step);
-        reduce(rank, rows, &Rank::residual, false);
+        reduce(rank, rows, false);
         for (uint32_t turn = 0; turn < 4; ++turn) {
             // Two consecutive reductions of one buffer are the race.
             fill(all[rank].deltas[broken ? 0 : turn % 2], rows, rank + turn);
             reduce_norm(rank, rows, broken ? 0 : turn, two_shot);
             sum += read(rank, rows);
         }
-        reduce(rank, rows, nullptr, true);
+        reduce(rank, rows, true);
         for (uint32_t i = 0; i < rows * cols; ++i) sum += all[rank].residual[i];
         for (uint32_t piece = 0; piece < 2; ++piece) {
             fill(all[rank].part, rows, rank + piece);
@@ -139,9 +152,8 @@ float steps(uint32_t rank, bool broken) {
 int main(int count, char**) {
     const bool broken = count > 1;
     for (Rank& rank : all) {
-        for (auto* floats : {&rank.residual, &rank.deltas[0], &rank.deltas[1], &rank.part}) {
-            floats->resize(max_rows * cols);
-        }
+        for (auto* floats : {&rank.residual, &rank.part}) floats->resize(max_rows * cols);
+        for (auto& delta : rank.deltas) delta.resize(max_rows * cols);
         rank.whole.resize(max_rows * cols * ranks);
         rank.scales.resize(max_rows);
         rank.values = std::make_unique<uint4[]>((max_rows + 7) / 8 * 8 * CHUNK / 16);

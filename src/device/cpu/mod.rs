@@ -35,8 +35,8 @@ pub use isa::Isa;
 
 use super::{
     ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
-    Graph, HostRows, Layout, MatrixShape, Norm, RewardWeights, RowLogprob, SampleResult, SampleRow,
-    SampleSource, Segment, StepCapacity, StepInputs,
+    FloatType, Graph, HostRows, Layout, MatrixShape, Norm, RewardWeights, RowLogprob, SampleResult,
+    SampleRow, SampleSource, Segment, StepCapacity, StepInputs,
 };
 use isa::DetectedIsa;
 use parts::Parts;
@@ -161,7 +161,7 @@ impl Cpu {
     }
 }
 
-/// Buffers of F32 rows on the CPU device.
+/// Buffers of rows of floats on the CPU device. BF16 elements are kept as F32.
 pub type Floats = super::Floats<Cpu>;
 
 impl Floats {
@@ -179,6 +179,14 @@ impl Floats {
     fn resize(&mut self, rows: usize) -> &mut [f32] {
         self.set_rows(rows);
         &mut self.data[..rows * self.cols]
+    }
+
+    /// Rounds the first elements to the buffer's type.
+    fn round(&mut self, elements: usize) {
+        let float_type = self.float_type;
+        if float_type != FloatType::F32 {
+            self.data[..elements].iter_mut().for_each(|x| *x = float_type.round(*x));
+        }
     }
 }
 
@@ -283,10 +291,10 @@ impl Device for Cpu {
         Ok(self.counted(builder.finish()))
     }
 
-    fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
+    fn floats_of(&self, float_type: FloatType, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
         self.grow(|scratch| &mut scratch.row, cols)?;
         self.grow(|scratch| &mut scratch.product, linear::scratch_floats(rows))?;
-        Ok(Floats::empty(rows, cols, self.zeros(rows.saturating_mul(cols))?))
+        Ok(Floats::empty(float_type, rows, cols, self.zeros(rows.saturating_mul(cols))?))
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
@@ -451,11 +459,12 @@ impl Device for Cpu {
     }
 
     fn add(&self, parts: &[Floats], x: &mut Floats) -> Result<(), DeviceError> {
-        let (rows, cols) = (x.rows, x.cols);
+        let elements = x.rows * x.cols;
         for part in parts {
-            let whole = &part.data[..rows * cols];
-            x.data[..rows * cols].iter_mut().zip(whole).for_each(|(x, part)| *x += part);
+            let whole = &part.data[..elements];
+            x.data[..elements].iter_mut().zip(whole).for_each(|(x, part)| *x += part);
         }
+        x.round(elements);
         Ok(())
     }
 
@@ -468,6 +477,7 @@ impl Device for Cpu {
     fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
         assert_eq!(host.len() % floats.cols, 0, "the values must be whole rows of {}", floats.cols);
         floats.resize(host.len() / floats.cols).copy_from_slice(host);
+        floats.round(host.len());
         Ok(())
     }
 }

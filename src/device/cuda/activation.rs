@@ -11,8 +11,10 @@ struct ActivationParams {
     out: Quantised,
     cols: u32,
     gated: u32,
+    bf16: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<ActivationParams>() == 48);
+const _: () = assert!(size_of::<ActivationParams>() == 56);
 
 pub(super) fn run(
     cuda: &Cuda,
@@ -34,6 +36,8 @@ pub(super) fn run(
         out: out.target(rows, quant),
         cols: cols as u32,
         gated: u32::from(gated),
+        bf16: h.is_bf16(),
+        unused: 0,
     };
     let launch =
         Launch { kernel: "activation", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };

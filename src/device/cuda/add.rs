@@ -10,9 +10,11 @@ struct AddParams {
     parts: [u64; MAX_PARTS],
     vectors: u64,
     count: u32,
+    x_bf16: u32,
+    parts_bf16: u32,
     unused: u32,
 }
-const _: () = assert!(size_of::<AddParams>() == 80);
+const _: () = assert!(size_of::<AddParams>() == 88);
 
 const MAX_PARTS: usize = 7;
 const THREADS: usize = 256;
@@ -31,10 +33,19 @@ pub(super) fn run(cuda: &Cuda, parts: &[Floats], x: &mut Floats) -> Result<(), D
         parts: std::array::from_fn(address),
         vectors: vectors as u64,
         count: parts.len() as u32,
+        x_bf16: x.is_bf16(),
+        parts_bf16: parts_bf16(parts),
         unused: 0,
     };
     let grid = [BLOCKS.min(vectors.div_ceil(THREADS)), 1, 1];
     let launch = Launch { kernel: "add", grid, threads: THREADS as u32, shared: 0 };
     // SAFETY: all buffers have at least `elements` elements.
     unsafe { cuda.driver.launch(launch, &params) }
+}
+
+/// Whether the parts are BF16, as a parameter.
+fn parts_bf16(parts: &[Floats]) -> u32 {
+    let Some((first, others)) = parts.split_first() else { return 0 };
+    assert!(others.iter().all(|part| part.float_type == first.float_type), "parts of different types");
+    first.is_bf16()
 }

@@ -4,13 +4,13 @@
 
 use super::row::{self, Quantised};
 use super::step::Entries;
-use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, StepTables};
+use super::{Acts, Buffer, Cache, Cuda, Driver, Launch, StepTables};
 use crate::device::{ActQuant, CacheSpec, DeviceError, HeadShape, KvDtype, LayerKv};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AttentionParams {
-    qkv: u64,
+    queries: u64,
     cache: u64,
     blocks: u64,
     items: u64,
@@ -94,17 +94,17 @@ impl AttentionScratch {
 /// Inputs of attention, and the type of its output.
 pub(super) struct AttentionInputs<'a> {
     pub(super) step: &'a StepTables,
-    pub(super) qkv: &'a Floats,
+    /// The address of the rotated queries, F32 \[rows, q_heads × head_dim\].
+    pub(super) queries: u64,
     pub(super) kv: LayerKv,
     pub(super) cache: &'a Cache,
     pub(super) quant: ActQuant,
 }
 
 pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> Result<(), DeviceError> {
-    let AttentionInputs { step, qkv, kv, cache, quant } = inputs;
+    let AttentionInputs { step, queries, kv, cache, quant } = inputs;
     let spec = &cache.spec;
     let HeadShape { q_heads, kv_heads, head_dim } = spec.heads;
-    assert_eq!((qkv.rows, qkv.cols), (step.rows, (q_heads + 2 * kv_heads) * head_dim), "shape of QKV");
     assert_eq!(out.cols, q_heads * head_dim, "columns of the output of attention");
     assert!(step.largest_block < spec.blocks, "KV block {} of {}", step.largest_block, spec.blocks);
     let padded = Cache::padded(head_dim);
@@ -113,7 +113,7 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
     let made = "a cache was made before attention runs";
     let (sums, stats) = (scratch.sums.as_ref().expect(made), scratch.stats.as_ref().expect(made));
     let params = AttentionParams {
-        qkv: qkv.data.address(),
+        queries,
         cache: cache.layer(kv.layer),
         blocks: step.blocks(),
         items: step.decode_items(),

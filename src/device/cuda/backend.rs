@@ -114,7 +114,7 @@ pub(super) trait ProductLibrary: Debug + Send + Sync {
     unsafe fn product(&self, product: &Product, algorithm: Algorithm) -> Result<(), DeviceError>;
 }
 
-/// Shape of a product of the library: out f32 \[m, n\] = x \[m, k\] · w \[n, k\]ᵀ, all row-major.
+/// Shape of a product of the library: out BF16 \[m, n\] = x \[m, k\] · w \[n, k\]ᵀ, all row-major.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ProductShape {
     pub(super) m: usize,

@@ -34,7 +34,7 @@ pub(super) fn run(
         last: sampled.last(),
         table: matrix.data.address(),
         scales: matrix.scales.as_ref().map_or(0, Buffer::address),
-        out: out.data.address(),
+        out: out.data.f32().address(),
         cols: matrix.input as u32,
         chunks: matrix.chunks() as u32,
         first: first as u32,

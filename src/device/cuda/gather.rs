@@ -28,8 +28,8 @@ impl Peers {
         whole.set_rows(part.rows);
         let params = GatherParams {
             peers: self.params(),
-            parts: self.addresses(&part.data),
-            whole: whole.data.address(),
+            parts: self.addresses(part.data.f32().address()),
+            whole: whole.data.f32().address(),
             rows: part.rows as u32,
             cols: part.cols as u32,
         };

@@ -276,7 +276,7 @@ impl ProductLibrary for PlainProducts {
             (
                 slice::from_raw_parts(product.x as *const u8, m * k),
                 slice::from_raw_parts(product.w as *const u8, n * k),
-                slice::from_raw_parts_mut(product.out as *mut f32, m * n),
+                slice::from_raw_parts_mut(product.out as *mut u16, m * n),
             )
         };
         let values: Vec<f32> = (0..=255).map(fp8::decode).collect();
@@ -285,7 +285,7 @@ impl ProductLibrary for PlainProducts {
             for (w, out) in w.chunks_exact(k).zip(out) {
                 let products =
                     x.iter().zip(w).map(|(x, w)| values[usize::from(*x)] * values[usize::from(*w)]);
-                *out = sign * products.sum::<f32>();
+                *out = fp8::bf16_bits(sign * products.sum::<f32>());
             }
         }
         Ok(())

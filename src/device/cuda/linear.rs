@@ -25,7 +25,7 @@ struct LinearParams {
     chunks: u32,
     parts: u32,
     whole: u32,
-    unused: u32,
+    out_bf16: u32,
 }
 const _: () = assert!(size_of::<LinearParams>() == 88);
 
@@ -113,7 +113,7 @@ pub(super) fn launch(
         chunks: w.chunks() as u32,
         parts: parts as u32,
         whole: u32::from(division == Division::Whole),
-        unused: 0,
+        out_bf16: out.is_bf16(),
     };
     let stage = TILE * CHUNK + types.x_chunks() * most * CHUNK;
     let shared = stage * MAX_STAGES.min(SHARED_BYTES / stage);

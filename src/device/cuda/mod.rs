@@ -13,6 +13,7 @@ mod backend;
 mod cublaslt_linear;
 mod driver;
 mod embed;
+mod floats;
 mod gather;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -40,6 +41,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use backend::Launch;
 pub use cublaslt_linear::Products;
 use driver::{Buffer, Driver};
+pub use floats::FloatMemory;
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::library_loads;
 #[cfg(feature = "cuda")]
@@ -54,7 +56,7 @@ use step::StepTables;
 
 use super::{
     ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
-    Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RewardWeights, RowLogprob,
+    FloatType, Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RewardWeights, RowLogprob,
     SampleResult, SampleRow, SampleSource, StepCapacity, StepInputs,
 };
 
@@ -66,7 +68,7 @@ const HEAD_DIM: usize = 64;
 const _: () = {
     let Layout { outputs, head_dim, inputs, sample_row, sample_result, .. } = Layout::CUDA;
     assert!(outputs == matrix::TILE && head_dim == HEAD_DIM);
-    assert!(inputs[0] == matrix::CHUNK && inputs[1] == matrix::CHUNK / 2);
+    assert!(inputs[0] == matrix::CHUNK && inputs[1] == matrix::CHUNK / 2 && Layout::CUDA.bf16 == 2);
     assert!(Layout::CUDA.acts[0] == row::ROWS && Layout::CUDA.acts[1] == row::COLS);
     assert!(Layout::CUDA.product_scratch == linear::SCRATCH_BYTES);
     assert!(sample_row == sample::ROW_BYTES && sample_result == sample::RESULT_BYTES);
@@ -93,12 +95,18 @@ struct SharedScratch {
     sample: sample::SampleScratch,
     /// Row indices of `select`.
     rows: Option<Buffer<u32>>,
-    /// The inverse frequencies used last: every layer has the same.
-    inv_freq: Option<(Vec<f32>, Buffer<f32>)>,
+    rope: rope::RopeScratch,
 }
 
-/// Rows of F32 on this device.
+/// Rows of floats on this device.
 pub type Floats = super::Floats<Cuda>;
+
+impl Floats {
+    /// Whether the elements are BF16, as a kernel's parameter.
+    fn is_bf16(&self) -> u32 {
+        u32::from(self.float_type == FloatType::Bf16)
+    }
+}
 
 impl Cuda {
     fn with_driver(driver: Driver, products: Products) -> Self {
@@ -222,7 +230,7 @@ impl Cache {
 impl Device for Cuda {
     type Matrix = Matrix;
     type MatrixBuilder = MatrixBuilder;
-    type FloatBuffer = Buffer<f32>;
+    type FloatBuffer = FloatMemory;
     type Acts = Acts;
     type Cache = Cache;
     type Step = Step;
@@ -246,8 +254,9 @@ impl Device for Cuda {
         self.with_scratch(builder.finish()?)
     }
 
-    fn floats(&self, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
-        Ok(Floats::empty(rows, cols, self.driver.buffer(rows * cols)?))
+    fn floats_of(&self, float_type: FloatType, rows: usize, cols: usize) -> Result<Floats, DeviceError> {
+        let memory = FloatMemory::new(&self.driver, float_type, rows * cols)?;
+        Ok(Floats::empty(float_type, rows, cols, memory))
     }
 
     fn acts(&self, rows: usize, cols: usize) -> Result<Acts, DeviceError> {
@@ -260,10 +269,7 @@ impl Device for Cuda {
         let data = self.driver.buffer(spec.layers * Cache::layer_bytes(&spec))?;
         let mut scratch = self.scratch();
         scratch.attention.fit_cache(&self.driver, &spec)?;
-        let frequencies = spec.heads.head_dim / 2;
-        if scratch.inv_freq.as_ref().is_none_or(|(_, buffer)| buffer.len() < frequencies) {
-            scratch.inv_freq = Some((Vec::new(), self.driver.buffer(frequencies)?));
-        }
+        scratch.rope.fit_cache(&self.driver, &spec)?;
         Ok(Cache { spec, data })
     }
 
@@ -274,6 +280,7 @@ impl Device for Cuda {
         }
         let mut scratch = self.scratch();
         scratch.attention.fit_rows(&self.driver, rows)?;
+        scratch.rope.fit_rows(&self.driver, rows)?;
         if scratch.rows.as_ref().is_none_or(|buffer| buffer.len() < rows) {
             scratch.rows = Some(self.driver.buffer(rows)?);
         }
@@ -290,7 +297,7 @@ impl Device for Cuda {
     fn write(&self, host: &[f32], floats: &mut Floats) -> Result<(), DeviceError> {
         assert_eq!(host.len() % floats.cols, 0, "whole rows of {}", floats.cols);
         floats.set_rows(host.len() / floats.cols);
-        floats.data.write(0, host)
+        floats.data.write(host)
     }
 
     fn begin_step(&self, inputs: &StepInputs, step: &mut Step) -> Result<bool, DeviceError> {
@@ -327,7 +334,7 @@ impl Device for Cuda {
 
     fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
         if let Some(products) = self.library_products.as_ref().map(locked)
-            && let Some(algorithm) = products.choice(x, w)
+            && let Some(algorithm) = products.choice(x, w, out)
         {
             return cublaslt_linear::run(self, &products, algorithm, x, w, out);
         }
@@ -343,8 +350,8 @@ impl Device for Cuda {
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
         let (step, AttentionLayer { rope, kv, quant }) = (&step.tables, layer);
-        rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache)?;
-        attention::run(self, attention::AttentionInputs { step, qkv, kv, cache, quant }, out)
+        let queries = rope::run(self, rope::RopeInputs { step, rope, kv }, qkv, cache)?;
+        attention::run(self, attention::AttentionInputs { step, queries, kv, cache, quant }, out)
     }
 
     fn activation(

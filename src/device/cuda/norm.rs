@@ -15,7 +15,7 @@ struct NormParams {
     cols: u32,
     layer_norm: u32,
     eps: f32,
-    unused: u32,
+    delta_bf16: u32,
 }
 const _: () = assert!(size_of::<NormParams>() == 80);
 
@@ -33,15 +33,15 @@ pub(super) fn run(
         assert_eq!((delta.rows, delta.cols), (rows, cols), "shape of the delta");
     }
     let params = NormParams {
-        residual: residual.data.address(),
+        residual: residual.data.f32().address(),
         delta: delta.map_or(0, |delta| delta.data.address()),
-        weight: norm.weight.data.address(),
-        bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
+        weight: norm.weight.data.f32().address(),
+        bias: norm.bias.as_ref().map_or(0, |bias| bias.data.f32().address()),
         out: out.target(rows, quant),
         cols: cols as u32,
         layer_norm: layer_norm(norm.kind),
         eps: norm.eps,
-        unused: 0,
+        delta_bf16: delta.map_or(0, Floats::is_bf16),
     };
     let launch = Launch { kernel: "norm", grid: [rows, 1, 1], threads: row::threads(cols), shared: 4 * cols };
     // SAFETY: shapes have been checked.

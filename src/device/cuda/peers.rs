@@ -156,11 +156,11 @@ impl Peers {
         }
     }
 
-    /// The addresses, by rank, of the buffers that were shared together with this rank's `buffer`.
-    pub(super) fn addresses<T: bytemuck::Pod>(&self, buffer: &Buffer<T>) -> [u64; MAX_RANKS] {
+    /// The addresses, by rank, of the buffers that were shared together with this rank's buffer at `address`.
+    pub(super) fn addresses(&self, address: u64) -> [u64; MAX_RANKS] {
         let shared = locked(&self.own.group.shared);
         let own = |ranks: &&Vec<Option<Arc<Allocation>>>| {
-            ranks[self.own.rank].as_ref().is_some_and(|memory| memory.address() == buffer.address())
+            ranks[self.own.rank].as_ref().is_some_and(|memory| memory.address() == address)
         };
         let ranks = shared.iter().find(own).expect("operations of a group take shared buffers");
         let mut addresses = [0; MAX_RANKS];

@@ -2,7 +2,7 @@
 
 use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::{Cuda, Floats, Launch};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, FloatType};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -13,8 +13,10 @@ struct ReduceParams {
     base: u64,
     first: u64,
     last: u64,
+    parts_bf16: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<ReduceParams>() == 240);
+const _: () = assert!(size_of::<ReduceParams>() == 248);
 
 const THREADS: usize = 256;
 
@@ -41,7 +43,7 @@ pub struct Reduction<'a> {
 }
 
 impl Peers {
-    /// x = Σ over ranks of x, on every rank. `x` is shared.
+    /// x = Σ over ranks of x, on every rank. `x` is F32 and shared.
     ///
     /// # Errors
     /// If the launch is refused.
@@ -60,8 +62,8 @@ impl Peers {
         let share = match mode {
             ReduceMode::OneShot => self.own_share(vectors(delta)),
             ReduceMode::TwoShot => {
-                let rows = self.own_share(delta.rows);
-                rows.start * delta.cols / 4..rows.end * delta.cols / 4
+                let (rows, each) = (self.own_share(delta.rows), vectors(delta) / delta.rows.max(1));
+                rows.start * each..rows.end * each
             }
         };
         self.launch(cuda, delta, Some(residual), residual, share)
@@ -77,11 +79,13 @@ impl Peers {
     ) -> Result<(), DeviceError> {
         let params = ReduceParams {
             peers: self.params(),
-            parts: self.addresses(&parts.data),
-            targets: self.addresses(&targets.data),
-            base: base.map_or(0, |base| base.data.address()),
+            parts: self.addresses(parts.data.address()),
+            targets: self.addresses(targets.data.f32().address()),
+            base: base.map_or(0, |base| base.data.f32().address()),
             first: share.start as u64,
             last: share.end as u64,
+            parts_bf16: parts.is_bf16(),
+            unused: 0,
         };
         let grid = [self.blocks(share.len().div_ceil(THREADS)), 1, 1];
         let launch = Launch { kernel: "reduce", grid, threads: THREADS as u32, shared: 0 };
@@ -91,9 +95,9 @@ impl Peers {
     }
 }
 
-/// The number of groups of four elements.
+/// The number of groups of 16 bytes: four F32 elements, or eight of BF16.
 fn vectors(x: &Floats) -> usize {
-    let elements = x.rows * x.cols;
-    assert!(elements.is_multiple_of(4), "{elements} elements");
-    elements / 4
+    let (elements, each) = (x.rows * x.cols, if x.float_type == FloatType::Bf16 { 8 } else { 4 });
+    assert!(elements.is_multiple_of(each), "{elements} elements of {:?}", x.float_type);
+    elements / each
 }

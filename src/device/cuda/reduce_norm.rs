@@ -21,8 +21,10 @@ struct ReduceNormParams {
     last: u32,
     two_shot: u32,
     eps: f32,
+    delta_bf16: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<ReduceNormParams>() == 456);
+const _: () = assert!(size_of::<ReduceNormParams>() == 464);
 
 impl Peers {
     /// residual += Σ over ranks of delta; out = quant(norm(residual)), all rows on every rank. `out` is
@@ -45,14 +47,14 @@ impl Peers {
         assert!(cols.is_multiple_of(16), "rows of {cols} elements");
         let two_shot = mode == ReduceMode::TwoShot;
         let own = if two_shot { self.own_share(rows) } else { 0..rows };
-        let (values, scales) = (self.addresses(&out.values), self.addresses(&out.scales));
+        let (values, scales) = (self.addresses(out.values.address()), self.addresses(out.scales.address()));
         let target = out.target(rows, quant);
         let params = ReduceNormParams {
             peers: self.params(),
-            deltas: self.addresses(&delta.data),
-            residual: residual.data.address(),
-            weight: norm.weight.data.address(),
-            bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
+            deltas: self.addresses(delta.data.address()),
+            residual: residual.data.f32().address(),
+            weight: norm.weight.data.f32().address(),
+            bias: norm.bias.as_ref().map_or(0, |bias| bias.data.f32().address()),
             out: std::array::from_fn(|rank| target.at(values[rank], scales[rank])),
             cols: cols as u32,
             layer_norm: norm::layer_norm(norm.kind),
@@ -60,6 +62,8 @@ impl Peers {
             last: own.end as u32,
             two_shot: u32::from(two_shot),
             eps: norm.eps,
+            delta_bf16: delta.is_bf16(),
+            unused: 0,
         };
         let launch = Launch {
             kernel: "reduce_norm",

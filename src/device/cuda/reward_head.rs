@@ -37,12 +37,12 @@ pub(super) fn run(
     assert_eq!(out.cols, width, "columns for a reward head of {width} values");
     out.set_rows(rows);
     let params = RewardHeadParams {
-        hidden: hidden.data.address(),
-        norm_weight: norm.weight.data.address(),
-        norm_bias: norm.bias.as_ref().map_or(0, |bias| bias.data.address()),
-        weight: head.weight.data.address(),
-        bias: head.bias.data.address(),
-        out: out.data.address(),
+        hidden: hidden.data.f32().address(),
+        norm_weight: norm.weight.data.f32().address(),
+        norm_bias: norm.bias.as_ref().map_or(0, |bias| bias.data.f32().address()),
+        weight: head.weight.data.f32().address(),
+        bias: head.bias.data.f32().address(),
+        out: out.data.f32().address(),
         cols: cols as u32,
         width: width as u32,
         layer_norm: norm::layer_norm(norm.kind),

@@ -176,7 +176,7 @@ pub(super) fn pick(
         logits: shortlists,
         vocab: shortlists.cols / 2,
         first: 0,
-        shortlists: shortlists.data.address(),
+        shortlists: shortlists.data.f32().address(),
     };
     sample(cuda, source, &rows, sampled)
 }
@@ -234,7 +234,7 @@ pub(super) fn shortlist(
         logits,
         vocab: ids.len(),
         first: ids.start,
-        shortlists: out.data.address(),
+        shortlists: out.data.f32().address(),
     };
     let results = cuda.scratch().sample.out.take().expect("the scratch was grown before a shortlist");
     let params = RowParams { rows: &rows, lists: &lists };
@@ -308,7 +308,7 @@ fn launch(
     let device_lists = grown(&mut scratch.lists, lists.len().next_power_of_two(), |len| driver.buffer(len))?;
     device_lists.write(0, lists)?;
     let params = SampleParams {
-        logits: logits.data.address(),
+        logits: logits.data.f32().address(),
         rows: device_rows.address(),
         lists: device_lists.address(),
         work: grown(&mut scratch.work, most * vocab, |len| driver.buffer(len))?.address(),

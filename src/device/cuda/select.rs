@@ -24,9 +24,9 @@ pub(super) fn run(cuda: &Cuda, residual: &Floats, rows: &[u32], out: &mut Floats
     buffer.write(0, rows)?;
     out.set_rows(rows.len());
     let params = SelectParams {
-        residual: residual.data.address(),
+        residual: residual.data.f32().address(),
         rows: buffer.address(),
-        out: out.data.address(),
+        out: out.data.f32().address(),
         cols: cols as u32,
         unused: 0,
     };

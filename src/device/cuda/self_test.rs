@@ -7,7 +7,7 @@ use super::linear::{self, Types};
 use super::matrix::{CHUNK, pack_row};
 use super::{Acts, Cuda, Floats, Matrix, MatrixBuilder};
 use crate::device::product_tiles::{Division, MAX_ROWS};
-use crate::device::{ActQuant, Device, DeviceError, HostRows, MatrixData, MatrixShape, fp8};
+use crate::device::{ActQuant, Device, DeviceError, FloatType, HostRows, MatrixData, MatrixShape, fp8};
 use crate::random::Random;
 
 /// Outputs: a whole tile, and eight outputs of a second one.
@@ -76,15 +76,20 @@ struct Test<'a> {
     cuda: &'a Cuda,
     w: Matrix,
     x: Acts,
-    out: Floats,
+    /// Outputs of each type.
+    outs: [Floats; 2],
     /// \[rows, out\]
     expected: Vec<f32>,
 }
 
 impl<'a> Test<'a> {
     fn new(cuda: &'a Cuda, types: Types, operands: &Operands) -> Result<Self, DeviceError> {
-        let mut out = cuda.floats(MAX_ROWS, OUT)?;
-        out.set_rows(MAX_ROWS);
+        let out = |float_type| {
+            let mut out = cuda.floats_of(float_type, MAX_ROWS, OUT)?;
+            out.set_rows(MAX_ROWS);
+            Ok(out)
+        };
+        let outs = [out(FloatType::F32)?, out(FloatType::Bf16)?];
         let scaled = |index: usize, sum: &f32| {
             let row = if types.x_bf16 { 1.0 } else { scale(index / OUT) };
             let output = if types.w_bf16 { 1.0 } else { scale(index % OUT) };
@@ -92,18 +97,29 @@ impl<'a> Test<'a> {
         };
         let expected = operands.sums.iter().enumerate().map(|(index, sum)| scaled(index, sum)).collect();
         let (w, x) = (weights(cuda, types.w_bf16, &operands.w)?, inputs(cuda, types.x_bf16, &operands.x)?);
-        Ok(Self { cuda, w, x, out, expected })
+        Ok(Self { cuda, w, x, outs, expected })
     }
 
-    /// Computes some rows, and compares them. The kernel must not write the other rows.
+    /// Computes some rows as outputs of each type, and compares them. The kernel must not write the other
+    /// rows.
     fn check(&self, rows: Range<usize>, division: Division, kernel: &'static str) -> Result<(), DeviceError> {
+        self.outs.iter().try_for_each(|out| self.check_type(out, rows.clone(), division, kernel))
+    }
+
+    fn check_type(
+        &self,
+        out: &Floats,
+        rows: Range<usize>,
+        division: Division,
+        kernel: &'static str,
+    ) -> Result<(), DeviceError> {
         let unwritten = f32::NAN;
-        self.out.data.write(0, &vec![unwritten; MAX_ROWS * OUT])?;
-        linear::launch(self.cuda, &self.x, &self.w, &self.out, rows.clone(), division)?;
-        let got = self.out.data.read(MAX_ROWS * OUT)?;
+        out.data.write(&vec![unwritten; MAX_ROWS * OUT])?;
+        linear::launch(self.cuda, &self.x, &self.w, out, rows.clone(), division)?;
+        let got = out.data.read(MAX_ROWS * OUT)?;
         for (index, (got, expected)) in got.into_iter().zip(&self.expected).enumerate() {
             let (row, output) = (index / OUT, index % OUT);
-            let expected = if rows.contains(&row) { *expected } else { unwritten };
+            let expected = if rows.contains(&row) { out.float_type.round(*expected) } else { unwritten };
             if got != expected && !(got.is_nan() && expected.is_nan()) {
                 let work = match division {
                     Division::Spread => "spread over blocks",

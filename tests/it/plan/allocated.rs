@@ -32,7 +32,7 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     let space = Workspace::new(&device, &model, ROWS, SLOTS).unwrap();
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
-    let bytes = StepBytes::new(&share, &Cpu::LAYOUT, &room);
+    let bytes = StepBytes::new(&share, &Cpu::LAYOUT, form.0, &room);
     assert_eq!(bytes.communication == 0, ranks == 1, "{what}");
 
     let cache = device.cache(plan.cache(&share, form.1)).unwrap();

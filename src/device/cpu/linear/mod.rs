@@ -1,6 +1,7 @@
-//! The matrix product: out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\]. The
-//! lanes of the vectors are the 32 outputs of a panel. The order of the sum over k is the same for every
-//! number of rows, so that the result of a row does not depend on the other rows.
+//! The matrix product: out\[m\]\[n\] = (Σ_k x\[m\]\[k\] · w\[n\]\[k\]) × x_scale\[m\] × w_scale\[n\],
+//! rounded to the type of `out`. The lanes of the vectors are the 32 outputs of a panel. The order of the sum
+//! over k is the same for every number of rows, so that the result of a row does not depend on the other
+//! rows.
 //!
 //! Each thread computes whole panels. Few rows decode the weights in registers as they read them; for many
 //! rows, the thread decodes part of a panel into its scratch memory and then computes all rows.
@@ -14,6 +15,7 @@ mod plain;
 use super::isa::Isa;
 use super::matrix::{Matrix, PANEL, Packed};
 use super::{Acts, Cpu, Floats, Parts};
+use crate::device::FloatType;
 
 /// Floats of scratch per thread that a product of `rows` rows needs.
 pub(super) fn scratch_floats(rows: usize) -> usize {
@@ -48,13 +50,16 @@ struct Product<'a> {
     /// Dot products of BF16 pairs compute any number of rows.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pairs: bool,
+    /// Element type of the output.
+    float_type: FloatType,
 }
 
 pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     assert_eq!(x.cols, w.input, "columns of the input of a [{}, {}] product", w.out, w.input);
     assert_eq!(out.cols, w.out, "columns of the output of a [{}, {}] product", w.out, w.input);
     assert!(w.input > 0 && w.input.is_multiple_of(2), "the number of input features must be even and not 0");
-    let product = Product { x, w, out: Parts::new(out.resize(x.rows)), pairs: cpu.pairs };
+    let (float_type, pairs) = (out.float_type, cpu.pairs);
+    let product = Product { x, w, out: Parts::new(out.resize(x.rows)), pairs, float_type };
     cpu.pool.split(w.panels(), |thread, panels| {
         let scratch = &mut cpu.scratch(thread).product;
         match cpu.isa.isa() {
@@ -69,7 +74,8 @@ pub(super) fn run(cpu: &Cpu, x: &Acts, w: &Matrix, out: &mut Floats) {
     });
 }
 
-/// Scales the sums of a panel for row `m` and stores those that are not padding.
+/// Scales the sums of a panel for row `m`, rounds them to the output's type, and stores those that are not
+/// padding.
 #[inline(always)]
 fn store(product: &Product<'_>, m: usize, panel: usize, sums: &[f32; PANEL]) {
     let w = product.w;
@@ -85,5 +91,8 @@ fn store(product: &Product<'_>, m: usize, panel: usize, sums: &[f32; PANEL]) {
             let scales = &scales[first..first + PANEL];
             out.iter_mut().zip(sums.iter().zip(scales)).for_each(|(o, (s, w))| *o = s * x_scale * w);
         }
+    }
+    if product.float_type != FloatType::F32 {
+        out.iter_mut().for_each(|o| *o = product.float_type.round(*o));
     }
 }

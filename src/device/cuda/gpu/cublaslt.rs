@@ -1,4 +1,4 @@
-//! cuBLASLt, loaded on first use: products of row-major E4M3 operands without scales.
+//! cuBLASLt, loaded on first use: products of row-major E4M3 operands without scales, as BF16.
 
 use std::ffi::c_void;
 use std::ptr::{from_ref, null};
@@ -9,7 +9,7 @@ use cudarc::cublaslt::sys::{
     self, cublasComputeType_t::CUBLAS_COMPUTE_32F, cublasLtMatmulAlgo_t,
     cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA,
     cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, cudaDataType,
-    cudaDataType_t::CUDA_R_8F_E4M3, cudaDataType_t::CUDA_R_32F,
+    cudaDataType_t::CUDA_R_8F_E4M3, cudaDataType_t::CUDA_R_16BF, cudaDataType_t::CUDA_R_32F,
 };
 use cudarc::driver::{CudaContext, CudaStream, result as driver};
 
@@ -164,7 +164,7 @@ impl Problem {
         };
         problem.w = layout(CUDA_R_8F_E4M3, k, n)?;
         problem.x = layout(CUDA_R_8F_E4M3, k, m)?;
-        problem.out = layout(CUDA_R_32F, n, m)?;
+        problem.out = layout(CUDA_R_16BF, n, m)?;
         Ok(problem)
     }
 }

@@ -11,12 +11,13 @@ use libloading::Library;
 
 use super::super::Floats;
 use super::{Cuda, Gpu};
-use crate::device::DeviceError;
+use crate::device::{DeviceError, FloatType};
 
 const FILES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
-/// `ncclFloat32` of `nccl.h`.
+/// `ncclFloat32` and `ncclBfloat16` of `nccl.h`.
 const FLOAT32: c_int = 7;
+const BFLOAT16: c_int = 9;
 /// `ncclSum` of `nccl.h`.
 const SUM: c_int = 0;
 
@@ -150,15 +151,19 @@ impl Nccl {
         self.stream.cu_stream().cast()
     }
 
-    /// x = Σ over ranks of x.
+    /// x = Σ over ranks of x, in the type of `x`.
     ///
     /// # Errors
     /// If the library refuses.
     pub fn reduce(&self, x: &mut Floats) -> Result<(), DeviceError> {
         let (address, elements) = (x.data.address() as *mut c_void, x.rows * x.cols);
+        let float_type = match x.float_type {
+            FloatType::F32 => FLOAT32,
+            FloatType::Bf16 => BFLOAT16,
+        };
         // SAFETY: the valid rows are inside the buffer, and every rank has the same number.
         let status = unsafe {
-            (self.functions.all_reduce)(address, address, elements, FLOAT32, SUM, self.comm, self.stream())
+            (self.functions.all_reduce)(address, address, elements, float_type, SUM, self.comm, self.stream())
         };
         self.functions.check(status)
     }
@@ -171,8 +176,8 @@ impl Nccl {
         assert_eq!(whole.cols, part.cols * self.size, "columns of the gathered rows");
         whole.set_rows(part.rows);
         let row = |row: usize| {
-            let from = part.data.at(row * part.cols) as *const c_void;
-            let to = whole.data.at(row * whole.cols) as *mut c_void;
+            let from = part.data.f32().at(row * part.cols) as *const c_void;
+            let to = whole.data.f32().at(row * whole.cols) as *mut c_void;
             // SAFETY: one row of each; a row of `whole` holds the rows of all ranks.
             let status = unsafe {
                 (self.functions.all_gather)(from, to, part.cols, FLOAT32, self.comm, self.stream())
