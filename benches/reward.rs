@@ -145,6 +145,7 @@ impl Bench {
             max_queue_tokens: 1_000_000,
             prefix_caching,
             reward_width: model.reward_width(),
+            max_drafts: 0,
             policy: Default::default(),
         };
         let settings = RunnerSettings {
