@@ -3,7 +3,7 @@
 // OUTPUTS: out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
-// LIMITS: cols even, at most 56,000
+// LIMITS: cols a multiple of 8, at most 56,000
 // NUMERICS: F32; out within one unit in the last place of the CPU twin's; NaN stays NaN
 // COST: rows * cols * (2 or 4, twice that with a gate, + bytes of an output element); bound by memory
 // TWINS: src/device/cpu/activation.rs
@@ -28,18 +28,36 @@ DEVICE float squared_relu(float x) {
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
 KERNEL(activation, ActivationParams, ROW_THREADS) {
-    const uint32_t cols = p.cols;
-    auto* row = reinterpret_cast<float*>(shared_memory());
-    const size_t start = static_cast<size_t>(blockIdx.x) * (cols / 2) * (p.gated ? 2 : 1);
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        float2 x = pair_at(p.h, p.bf16, start + pair);
-        if (p.gated) {
-            const float2 up = pair_at(p.h, p.bf16, start + cols / 2 + pair);
-            x = {silu(x.x) * up.x, silu(x.y) * up.y};
-        } else {
-            x = {squared_relu(x.x), squared_relu(x.y)};
+    // Groups of eight that a thread loads at a time.
+    constexpr uint32_t LOADS = 3;
+    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+    const uint32_t groups = p.cols / 8;
+    const size_t start = static_cast<size_t>(blockIdx.x) * groups * (p.gated ? 2 : 1);
+    float amax = 0.0f;
+    for (uint32_t first = threadIdx.x; first < groups; first += LOADS * blockDim.x) {
+        Eight inputs[LOADS], ups[LOADS];
+#pragma unroll
+        for (uint32_t load = 0; load < LOADS; ++load) {
+            const uint32_t i = first + load * blockDim.x;
+            if (i >= groups) continue;
+            inputs[load] = eight_at(p.h, p.bf16, start + i);
+            if (p.gated) ups[load] = eight_at(p.h, p.bf16, start + groups + i);
         }
-        reinterpret_cast<float2*>(row)[pair] = x;
+#pragma unroll
+        for (uint32_t load = 0; load < LOADS; ++load) {
+            const uint32_t i = first + load * blockDim.x;
+            if (i >= groups) continue;
+            Eight x = inputs[load];
+            if (p.gated) {
+                float up[8];
+                ups[load].each([&](uint32_t at, float& x) { up[at] = x; });
+                x.each([&](uint32_t at, float& x) { x = silu(x) * up[at]; });
+            } else {
+                x.each([&](uint32_t, float& x) { x = squared_relu(x); });
+            }
+            row.store(i, x);
+            amax = amax_of(x, amax);
+        }
     }
-    store_row(row, cols, p.out, blockIdx.x);
+    store_row(row, amax, p.out, blockIdx.x);
 }

@@ -26,6 +26,13 @@ KERNEL(gather, GatherParams, 256) {
             const uint32_t row = piece / p.peers.count, rank = piece % p.peers.count;
             const float* from = p.parts[rank] + static_cast<size_t>(row) * p.cols;
             float* to = p.whole + static_cast<size_t>(piece) * p.cols;
+            if (p.cols % 4 == 0) {
+                const auto* fours = reinterpret_cast<const float4*>(from);
+                for (uint32_t i = threadIdx.x; i < p.cols / 4; i += blockDim.x) {
+                    reinterpret_cast<float4*>(to)[i] = load_l2(fours + i);
+                }
+                continue;
+            }
             for (uint32_t col = threadIdx.x; col < p.cols; col += blockDim.x) to[col] = load_l2(from + col);
         }
     }

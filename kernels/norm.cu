@@ -5,7 +5,7 @@
 // OUTPUTS: residual, if there is a delta; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
-// LIMITS: cols even, at most 56,000
+// LIMITS: cols a multiple of 8, at most 56,000
 // NUMERICS: F32, sums as a tree over the block; out within one unit in the last place of the CPU twin's
 // COST: rows * cols * (4 + 2 or 4 of a delta and 4 written back + bytes of an output element) bytes, and cols
 //     * 8; bound by memory
@@ -26,22 +26,18 @@ struct NormParams {
 static_assert(sizeof(NormParams) == 80);
 
 KERNEL(norm, NormParams, ROW_THREADS) {
-    const uint32_t cols = p.cols;
-    auto* row = reinterpret_cast<float*>(shared_memory());
-    float* residual = p.residual + static_cast<size_t>(blockIdx.x) * cols;
-    const size_t start = static_cast<size_t>(blockIdx.x) * cols / 2;
+    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+    const size_t start = static_cast<size_t>(blockIdx.x) * p.cols / 8;
     float sum = 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        float2 x = pair_at(residual, false, pair);
+    row.each([&](uint32_t i) {
+        Eight x = eight_at(p.residual, false, start + i);
         if (p.delta != nullptr) {
-            const float2 delta = pair_at(p.delta, p.delta_bf16, start + pair);
-            x = {x.x + delta.x, x.y + delta.y};
-            reinterpret_cast<float2*>(residual)[pair] = x;
+            x = add(x, eight_at(p.delta, p.delta_bf16, start + i));
+            store_eight(p.residual, start + i, x);
         }
-        reinterpret_cast<float2*>(row)[pair] = x;
-        sum += x.x;
-        sum += x.y;
-    }
-    norm_row(row, cols, sum, {p.weight, p.bias, p.layer_norm, p.eps});
-    store_row(row, cols, p.out, blockIdx.x);
+        row.store(i, x);
+        sum = sum_of(x, sum);
+    });
+    const float amax = norm_row(row, sum, {p.weight, p.bias, p.layer_norm, p.eps});
+    store_row(row, amax, p.out, blockIdx.x);
 }

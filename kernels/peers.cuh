@@ -73,7 +73,8 @@ DEVICE bool all_begin(const Peers& peers, uint32_t operation) {
     const bool failed = load_acquire(&own->failed) != 0;
     const bool one_each = threadIdx.x < peers.count;
     if (blockIdx.x == 0 && one_each && !failed) {
-        fence_system();
+        // Earlier kernels of this rank have ended before this thread runs, so a release, which is cumulative,
+        // orders their writes before the signal without a fence.
         store_release(&peers.mailboxes[threadIdx.x]->begun[peers.rank], operation + 1);
     }
     // On the host a waiting thread blocks the other threads of its block, so the stores must come first.
@@ -89,17 +90,15 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
     SHARED uint32_t last;
     Mailbox* own = peers.mailboxes[peers.rank];
     __syncthreads();
-    if (threadIdx.x == 0) {
-        fence_system();
-        last = atomicAdd(&own->blocks, 1u) == gridDim.x - 1;
-        // Orders the other blocks' writes before this block's signal that all is written.
-        fence_system();
-    }
+    // Only blocks of this GPU meet here, so the GPU's scope is enough. The barriers before and after the
+    // addition are of the block; the chain from any thread's writes, by its block's barrier, the addition, and
+    // the last block's barrier to the release below is in causality order (PTX ISA, "Memory Consistency
+    // Model"), whatever the scopes of its links. So that release publishes the writes of all blocks.
+    if (threadIdx.x == 0) last = add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
     __syncthreads();
     if (!last) return;
     const bool waits = barrier && threadIdx.x < peers.count && load_acquire(&own->failed) == 0;
     if (waits) {
-        fence_system();
         store_release(&peers.mailboxes[threadIdx.x]->ended[peers.rank], operation + 1);
     }
     __syncthreads();
@@ -111,8 +110,8 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
     }
 }
 
-// The sum over ranks, in rank order, of four elements of each rank's part: the 16 bytes at index `at`.
-DEVICE float4 sum_of_parts(const void* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
+// The sum over ranks, in rank order, of four F32 elements of each rank's part: those of group `at`.
+DEVICE float4 sum_of_fours(const void* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
     float4 read[MAX_RANKS];
 #pragma unroll
     for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
@@ -126,13 +125,9 @@ DEVICE float4 sum_of_parts(const void* const (&parts)[MAX_RANKS], uint32_t count
     return sum;
 }
 
-// Eight floats.
-struct Eight {
-    float4 low, high;
-};
-
-// The same for eight elements of BF16 parts. The sum is F32.
-DEVICE Eight sum_of_bf16_parts(const void* const (&parts)[MAX_RANKS], uint32_t count, size_t at) {
+// The same for eight elements, F32 or BF16. The sum is F32.
+DEVICE Eight sum_of_parts(const void* const (&parts)[MAX_RANKS], bool bf16, uint32_t count, size_t at) {
+    if (!bf16) return {sum_of_fours(parts, count, 2 * at), sum_of_fours(parts, count, 2 * at + 1)};
     uint4 read[MAX_RANKS];
 #pragma unroll
     for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
@@ -142,10 +137,7 @@ DEVICE Eight sum_of_bf16_parts(const void* const (&parts)[MAX_RANKS], uint32_t c
     Eight sum = {zero, zero};
 #pragma unroll
     for (uint32_t rank = 0; rank < MAX_RANKS; ++rank) {
-        if (rank >= count) continue;
-        const float2 a = floats_of_bf16x2(read[rank].x), b = floats_of_bf16x2(read[rank].y);
-        const float2 c = floats_of_bf16x2(read[rank].z), d = floats_of_bf16x2(read[rank].w);
-        sum = {add(sum.low, make_float4(a.x, a.y, b.x, b.y)), add(sum.high, make_float4(c.x, c.y, d.x, d.y))};
+        if (rank < count) sum = add(sum, floats_of_bf16x8(read[rank]));
     }
     return sum;
 }

@@ -132,9 +132,17 @@ DEVICE void store_release(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(to), "r"(value) : "memory");
 }
 
-// Makes earlier writes that this thread made or observed visible to other GPUs and the host before its later
-// writes.
-DEVICE void fence_system() { __threadfence_system(); }
+// Adds to a word that only threads of this GPU access, and returns its value before. Orders earlier writes that
+// this thread made or observed before the addition, and the additions that it observes before its later
+// accesses.
+DEVICE uint32_t add_acquire_release(uint32_t* at, uint32_t value) {
+    uint32_t out;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+                 : "=r"(out)
+                 : "l"(at), "r"(value)
+                 : "memory");
+    return out;
+}
 
 // The GPU's global timer.
 DEVICE uint64_t nanoseconds() {

@@ -37,11 +37,11 @@ KERNEL(reduce, ReduceParams, 256) {
     if (all_begin(p.peers, operation)) {
         for (uint64_t i = p.first + global_thread(); i < p.last; i += global_threads()) {
             if (p.parts_bf16) {
-                const Eight sum = sum_of_bf16_parts(p.parts, p.peers.count, i);
+                const Eight sum = sum_of_parts(p.parts, true, p.peers.count, i);
                 write_sum(p, 2 * i, sum.low);
                 write_sum(p, 2 * i + 1, sum.high);
             } else {
-                write_sum(p, i, sum_of_parts(p.parts, p.peers.count, i));
+                write_sum(p, i, sum_of_fours(p.parts, p.peers.count, i));
             }
         }
     }

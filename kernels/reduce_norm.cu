@@ -4,8 +4,8 @@
 // OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows];
 //     one-shot writes this rank's out, two-shot every rank's
 // LAUNCH: any number of blocks; cols alone decides their number of threads, 32 to 512; 4 * cols bytes of
-//     shared memory, and if two-shot 2 * cols more, padded to 256; every rank launches the same operations
-//     in the same order
+//     shared memory, 4 or 8 * cols more for weights and biases if `copied`, and if two-shot 2 * cols more,
+//     padded to 256; every rank launches the same operations in the same order
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; two consecutive one-shot launches read
 //     different deltas
 // NUMERICS: F32; each sum starts at 0 and adds the ranks in order; one-shot and two-shot give the same bits,
@@ -16,11 +16,12 @@
 // TWINS: src/comm/local.rs
 #include "peers.cuh"
 #include "row.cuh"
+#include "wgmma.cuh"
 
 struct ReduceNormParams {
     Peers peers;
     const void* deltas[MAX_RANKS];
-    float4* residual;
+    float* residual;
     const float* weight;
     const float* bias;
     // Indexed by rank. One-shot writes only this rank's.
@@ -32,16 +33,18 @@ struct ReduceNormParams {
     uint32_t two_shot;
     float eps;
     uint32_t delta_bf16;
-    uint32_t unused;
+    // Whether weights and biases are copied to shared memory while the ranks wait for one another.
+    uint32_t copied;
 };
 static_assert(sizeof(ReduceNormParams) == 464);
 
 // Writes a row to every rank. The row is quantised in shared memory first, so that each store to another rank
 // has 16 bytes.
-DEVICE void push_row(const ReduceNormParams& p, const float* row, unsigned char* copy, uint32_t index) {
+DEVICE void push_row(const ReduceNormParams& p, const SharedRow& row, float amax, unsigned char* copy,
+                     uint32_t index) {
     const Quantised& target = p.out[p.peers.rank];
     const RowAddress here = {copy, CHUNK, 0};
-    const float scale = quantise_row(row, p.cols, target.kind, target.static_scale, here);
+    const float scale = quantise_row(row, amax, target, here);
     __syncthreads();
     const uint32_t bytes = padded(p.cols) * (target.kind == 0 ? 2 : 1);
     for (uint32_t at = 16 * threadIdx.x; at < bytes; at += 16 * blockDim.x) {
@@ -55,40 +58,47 @@ DEVICE void push_row(const ReduceNormParams& p, const float* row, unsigned char*
     if (threadIdx.x < p.peers.count) p.out[threadIdx.x].scales[index] = scale;
 }
 
+// Starts copies of weights and biases to shared memory, from `to` on. Returns their addresses there.
+DEVICE NormWeights copy_weights(const ReduceNormParams& p, float* to, uint64_t* barrier) {
+    const uint32_t bytes = 4 * p.cols;
+    if (threadIdx.x == 0) {
+        barrier_init(barrier, 1);
+        barrier_init_fence();
+        barrier_expect(barrier, p.bias == nullptr ? bytes : 2 * bytes);
+        bulk_copy(to, p.weight, bytes, barrier);
+        if (p.bias != nullptr) bulk_copy(to + p.cols, p.bias, bytes, barrier);
+    }
+    __syncthreads();
+    return {to, p.bias == nullptr ? nullptr : to + p.cols, p.layer_norm, p.eps};
+}
+
 KERNEL(reduce_norm, ReduceNormParams, ROW_THREADS) {
+    SHARED uint64_t weights_copied;
     const uint32_t operation = operation_of(p.peers);
-    const uint32_t cols = p.cols;
-    auto* row = reinterpret_cast<float*>(shared_memory());
+    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+    NormWeights norm = {p.weight, p.bias, p.layer_norm, p.eps};
+    if (p.copied) norm = copy_weights(p, row.values + p.cols, &weights_copied);
     const bool begun = all_begin(p.peers, operation);
     for (uint32_t index = p.first + blockIdx.x; begun && index < p.last; index += gridDim.x) {
-        const size_t start = static_cast<size_t>(index) * cols / 4;
-        float4* residual = p.residual + start;
-        auto* vectors = reinterpret_cast<float4*>(row);
-        if (p.delta_bf16) {
-            for (uint32_t i = threadIdx.x; i < cols / 8; i += blockDim.x) {
-                const Eight sum = sum_of_bf16_parts(p.deltas, p.peers.count, start / 2 + i);
-                vectors[2 * i] = residual[2 * i] = add(residual[2 * i], sum.low);
-                vectors[2 * i + 1] = residual[2 * i + 1] = add(residual[2 * i + 1], sum.high);
-            }
-        } else {
-            for (uint32_t i = threadIdx.x; i < cols / 4; i += blockDim.x) {
-                const float4 sum = sum_of_parts(p.deltas, p.peers.count, start + i);
-                vectors[i] = residual[i] = add(residual[i], sum);
-            }
-        }
-        __syncthreads();
+        const size_t start = static_cast<size_t>(index) * p.cols / 8;
         float sum = 0.0f;
-        for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-            sum += row[2 * pair];
-            sum += row[2 * pair + 1];
-        }
-        norm_row(row, cols, sum, {p.weight, p.bias, p.layer_norm, p.eps});
+        row.each([&](uint32_t i) {
+            const Eight delta = sum_of_parts(p.deltas, p.delta_bf16, p.peers.count, start + i);
+            const Eight x = add(eight_at(p.residual, false, start + i), delta);
+            store_eight(p.residual, start + i, x);
+            row.store(i, x);
+            sum = sum_of(x, sum);
+        });
+        if (p.copied) barrier_wait(&weights_copied, 0);
+        const float amax = norm_row(row, sum, norm);
         if (p.two_shot) {
-            push_row(p, row, shared_memory() + 4 * cols, index);
+            push_row(p, row, amax, shared_memory() + 4 * p.cols, index);
         } else {
-            store_row(row, cols, p.out[p.peers.rank], index);
+            store_row(row, amax, p.out[p.peers.rank], index);
         }
         __syncthreads();
     }
+    // The copies must have ended before the block does.
+    if (p.copied) barrier_wait(&weights_copied, 0);
     all_end(p.peers, operation, p.two_shot != 0);
 }

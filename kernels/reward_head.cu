@@ -4,7 +4,7 @@
 // OUTPUTS: out f32 [rows, width]
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
-// LIMITS: cols even, at most 56,000
+// LIMITS: cols a multiple of 8, at most 56,000
 // NUMERICS: F32, sums as a tree over the block, the values in order; within a few units in the last place of
 //     the largest summand of the CPU twin's
 // COST: rows * cols * 4 + width * cols * 4 bytes; bound by memory
@@ -26,25 +26,23 @@ struct RewardHeadParams {
 static_assert(sizeof(RewardHeadParams) == 64);
 
 KERNEL(reward_head, RewardHeadParams, ROW_THREADS) {
-    const uint32_t cols = p.cols;
-    auto* row = reinterpret_cast<float*>(shared_memory());
-    const float* hidden = p.hidden + static_cast<size_t>(blockIdx.x) * cols;
+    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+    const size_t start = static_cast<size_t>(blockIdx.x) * p.cols / 8;
     float sum = 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
-            row[i] = hidden[i];
-            sum += row[i];
-        }
-    }
-    norm_row(row, cols, sum, {p.norm_weight, p.norm_bias, p.layer_norm, p.eps});
+    row.each([&](uint32_t i) {
+        const Eight x = eight_at(p.hidden, false, start + i);
+        row.store(i, x);
+        sum = sum_of(x, sum);
+    });
+    norm_row(row, sum, {p.norm_weight, p.norm_bias, p.layer_norm, p.eps});
     for (uint32_t value = 0; value < p.width; ++value) {
-        const float* weight = p.weight + static_cast<size_t>(value) * cols;
+        const float* weight = p.weight + static_cast<size_t>(value) * p.cols;
         float product = 0.0f;
-        // A thread reads the elements that it has normalised.
-        for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-            product += row[2 * pair] * weight[2 * pair];
-            product += row[2 * pair + 1] * weight[2 * pair + 1];
-        }
+        row.each([&](uint32_t i) {
+            float weights[8];
+            eight_at(weight, false, i).each([&](uint32_t at, float& w) { weights[at] = w; });
+            row.load(i).each([&](uint32_t at, float& x) { product += x * weights[at]; });
+        });
         const float total = block_sum(product);
         const size_t at = static_cast<size_t>(blockIdx.x) * p.width + value;
         if (threadIdx.x == 0) p.out[at] = total + p.bias[value];

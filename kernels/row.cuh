@@ -67,7 +67,48 @@ DEVICE float block_max(float x) {
     return largest;
 }
 
-// The weights of a norm.
+// A row in shared memory. Thread i / 8 modulo the block's size reads and writes element i; other threads may
+// do so before and after a barrier. The number of elements is a multiple of 8.
+struct SharedRow {
+    float* values;
+    uint32_t cols;
+
+    // Half of the threads begin with the upper four elements, so that eight threads in a row access all
+    // banks.
+    static DEVICE_MEMBER uint32_t swaps() { return threadIdx.x / 4 % 2; }
+
+    DEVICE_MEMBER Eight load(uint32_t i) const {
+        const auto* fours = reinterpret_cast<const float4*>(values) + 2 * i;
+        const float4 a = fours[swaps()], b = fours[1 - swaps()];
+        return swaps() ? Eight{b, a} : Eight{a, b};
+    }
+
+    DEVICE_MEMBER void store(uint32_t i, const Eight& x) const {
+        auto* fours = reinterpret_cast<float4*>(values) + 2 * i;
+        fours[swaps()] = swaps() ? x.high : x.low;
+        fours[1 - swaps()] = swaps() ? x.low : x.high;
+    }
+
+    // Calls `function` with the index of each of this thread's groups of eight.
+    template <typename Function>
+    DEVICE_MEMBER void each(Function function) const {
+        for (uint32_t i = threadIdx.x; i < cols / 8; i += blockDim.x) function(i);
+    }
+};
+
+// The sum of eight floats and `sum`, in order.
+DEVICE float sum_of(Eight x, float sum) {
+    x.each([&](uint32_t, float& x) { sum += x; });
+    return sum;
+}
+
+// The largest magnitude of eight floats and `amax`; NaN is ignored.
+DEVICE float amax_of(Eight x, float amax) {
+    x.each([&](uint32_t, float& x) { amax = fmaxf(amax, fabsf(x)); });
+    return amax;
+}
+
+// The weights of a norm, in global or shared memory.
 struct NormWeights {
     const float* weight;
     const float* bias;
@@ -75,58 +116,76 @@ struct NormWeights {
     float eps;
 };
 
-// Normalises a row of shared memory in place; `sum` is this thread's part of the row's sum. Thread i / 2
-// modulo the block's size reads and writes element i. `cols` is even.
-DEVICE void norm_row(float* row, uint32_t cols, float sum, const NormWeights& norm) {
-    const float count = static_cast<float>(cols);
+// Normalises a row in place; `sum` is this thread's part of the row's sum. Returns the thread's largest
+// magnitude.
+DEVICE float norm_row(const SharedRow& row, float sum, const NormWeights& norm) {
+    const float count = static_cast<float>(row.cols);
     const float mean = norm.layer_norm ? block_sum(sum) / count : 0.0f;
     float squares = 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        const float a = row[2 * pair] - mean, b = row[2 * pair + 1] - mean;
-        squares += a * a;
-        squares += b * b;
-    }
+    row.each([&](uint32_t i) {
+        row.load(i).each([&](uint32_t, float& x) { squares += (x - mean) * (x - mean); });
+    });
     const float inverse = 1.0f / sqrtf(block_sum(squares) / count + norm.eps);
     const float offset = norm.layer_norm ? 1.0f : 0.0f;
-    for (uint32_t pair = threadIdx.x; pair < cols / 2; pair += blockDim.x) {
-        for (uint32_t i = 2 * pair; i < 2 * pair + 2; ++i) {
-            const float y = (row[i] - mean) * inverse * (norm.weight[i] + offset);
-            row[i] = norm.bias == nullptr ? y : y + norm.bias[i];
-        }
-    }
+    float amax = 0.0f;
+    row.each([&](uint32_t i) {
+        Eight x = row.load(i), weight = eight_at(norm.weight, false, i), bias = {};
+        if (norm.bias != nullptr) bias = eight_at(norm.bias, false, i);
+        float weights[8], biases[8];
+        weight.each([&](uint32_t at, float& w) { weights[at] = w; });
+        bias.each([&](uint32_t at, float& b) { biases[at] = b; });
+        x.each([&](uint32_t at, float& x) {
+            x = (x - mean) * inverse * (weights[at] + offset);
+            if (norm.bias != nullptr) x += biases[at];
+        });
+        row.store(i, x);
+        amax = amax_of(x, amax);
+    });
+    return amax;
 }
 
-// Quantises a row of shared memory to `to`, pads it with zeros, and returns the scale to every thread.
-// Thread i / 2 modulo the block's size reads element i, and must have written it. `cols` is even.
-DEVICE float quantise_row(const float* row, uint32_t cols, uint32_t kind, float static_scale,
-                          const RowAddress& to) {
-    const uint32_t pairs = padded(cols) / 2;
-    if (kind == 0) {
-        for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
-            const uint32_t pair = i < cols / 2 ? bf16x2(row[2 * i], row[2 * i + 1]) : 0;
-            *reinterpret_cast<uint32_t*>(to.at(4 * i)) = pair;
+// Quantises a row to `to`, pads it with zeros, and returns the scale to every thread. `amax` is the largest
+// magnitude of this thread's elements.
+DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out, const RowAddress& to) {
+    const uint32_t groups = padded(row.cols) / 8;
+    const Eight zeros = {make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
+    if (out.kind == 0) {
+        for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
+            const Eight x = 8 * i < row.cols ? row.load(i) : zeros;
+            *reinterpret_cast<uint4*>(to.at(16 * i)) =
+                make_uint4(bf16x2(x.low.x, x.low.y), bf16x2(x.low.z, x.low.w), bf16x2(x.high.x, x.high.y),
+                           bf16x2(x.high.z, x.high.w));
         }
         return 1.0f;
     }
-    float scale = static_scale;
-    if (kind == 1) {
-        float amax = 0.0f;
-        for (uint32_t i = threadIdx.x; i < cols / 2; i += blockDim.x)
-            amax = fmaxf(amax, fmaxf(fabsf(row[2 * i]), fabsf(row[2 * i + 1])));
+    float scale = out.static_scale;
+    if (out.kind == 1) {
         amax = block_max(amax);
         // Below 1e-30 the quotient would be subnormal or zero, and its reciprocal infinite.
         scale = amax > 1e-30f ? amax / 448.0f : 1.0f;
     }
     const float inverse = 1.0f / scale;
-    for (uint32_t i = threadIdx.x; i < pairs; i += blockDim.x) {
-        const uint16_t codes = i < cols / 2 ? e4m3x2(row[2 * i] * inverse, row[2 * i + 1] * inverse) : 0;
-        *reinterpret_cast<uint16_t*>(to.at(2 * i)) = codes;
+    for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
+        Eight x = 8 * i < row.cols ? row.load(i) : zeros;
+        x.each([&](uint32_t, float& x) { x *= inverse; });
+        const uint32_t low = e4m3x2(x.low.x, x.low.y) | static_cast<uint32_t>(e4m3x2(x.low.z, x.low.w)) << 16;
+        const uint32_t high = e4m3x2(x.high.x, x.high.y) | static_cast<uint32_t>(e4m3x2(x.high.z, x.high.w)) << 16;
+        *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(low, high);
     }
     return scale;
 }
 
-// Quantises a row of shared memory to row `index` of `out`.
-DEVICE void store_row(const float* row, uint32_t cols, const Quantised& out, uint32_t index) {
-    const float scale = quantise_row(row, cols, out.kind, out.static_scale, row_of(out, index));
+// Quantises a row to row `index` of `out`.
+DEVICE void store_row(const SharedRow& row, float amax, const Quantised& out, uint32_t index) {
+    const float scale = quantise_row(row, amax, out, row_of(out, index));
     if (threadIdx.x == 0) out.scales[index] = scale;
+}
+
+// The same for a row whose elements any threads have written.
+DEVICE void store_row(const float* values, uint32_t cols, const Quantised& out, uint32_t index) {
+    __syncthreads();
+    const SharedRow row = {const_cast<float*>(values), cols};
+    float amax = 0.0f;
+    row.each([&](uint32_t i) { amax = amax_of(row.load(i), amax); });
+    store_row(row, amax, out, index);
 }

@@ -217,8 +217,8 @@ static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load
 static inline void store_release(uint32_t* to, uint32_t value) {
     __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }
-// All threads of a launch run on one host thread, whose earlier writes a release store publishes.
-static inline void fence_system() {}
+// All threads of a launch run on one host thread.
+static inline uint32_t add_acquire_release(uint32_t* at, uint32_t value) { return atomicAdd(at, value); }
 static inline uint64_t nanoseconds() {
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     return static_cast<uint64_t>(now / std::chrono::nanoseconds(1));

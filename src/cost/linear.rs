@@ -6,10 +6,10 @@ use std::iter::Sum;
 use super::Hardware;
 use super::figures::{Kernel, Limit};
 use crate::device::product_tiles::{
-    CHUNK, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, division, variant_rows,
+    CHUNK, Cuts, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, variant_rows,
 };
 
-/// Bytes of a sum, and of an output.
+/// Bytes of a sum.
 const SUM_BYTES: usize = 4;
 
 /// The smallest number of rows for which cuBLASLt may compute a product.
@@ -30,6 +30,11 @@ impl Operands {
     /// Bytes of a weight.
     fn weight_bytes(self) -> usize {
         if self == Self::Bf16 { 2 } else { 1 }
+    }
+
+    /// Bytes of an output: BF16 where inputs are E4M3, otherwise F32.
+    fn out_bytes(self) -> usize {
+        if self == Self::Fp8 { 2 } else { 4 }
     }
 
     /// Chunks of the inputs that belong to a chunk of the weights.
@@ -97,32 +102,23 @@ pub(super) struct Product {
     tiles: usize,
     /// Chunks of a tile.
     chunks: usize,
-    /// Boundaries between parts that are inside a tile.
-    cuts: usize,
-    /// Tiles with such a boundary.
-    cut_tiles: usize,
+    cuts: Cuts,
+    /// Bytes of an output.
+    out_bytes: usize,
 }
 
 impl Product {
     pub(super) fn new(out: usize, input: usize, operands: Operands) -> Self {
         let (tiles, chunks) = (out.div_ceil(TILE), (input * operands.weight_bytes()).div_ceil(CHUNK));
-        let (mut cuts, mut cut_tiles, mut last) = (0, 0, None);
-        let parts = PARTS.min(tiles * chunks);
-        for at in (1..parts).map(|part| part * tiles * chunks / parts) {
-            if at % chunks != 0 {
-                cuts += 1;
-                cut_tiles += usize::from(last != Some(at / chunks));
-                last = Some(at / chunks);
-            }
-        }
-        Self { out, input, operands, tiles, chunks, cuts, cut_tiles }
+        let out_bytes = operands.out_bytes();
+        Self { out, input, operands, tiles, chunks, cuts: Cuts::new(tiles, chunks), out_bytes }
     }
 
     /// The time of the product of `rows` rows in each of `layers` layers. With `library`, cuBLASLt computes
     /// it if that is faster.
     pub(super) fn time(&self, rows: usize, layers: usize, gpu: &Hardware, library: bool) -> ProductTime {
         let most = self.operands.max_rows();
-        let own = match division(self.tiles, self.chunks, rows.div_ceil(most)) {
+        let own = match self.cuts.division(rows.div_ceil(most)) {
             Division::Whole => self.whole(rows, gpu),
             Division::Spread => {
                 let launches = (0..rows).step_by(most).map(|first| most.min(rows - first));
@@ -137,13 +133,9 @@ impl Product {
     /// A launch in which each block computes one part for all rows. Weights are read from memory once.
     fn spread(&self, rows: usize, gpu: &Hardware) -> ProductTime {
         let columns = variant_rows(rows, self.operands.max_rows());
-        let parts = PARTS.min(self.tiles * self.chunks);
-        let imbalance = uneven(self.tiles * self.chunks, parts);
-        // A part writes its segments of cut tiles. The last block to arrive at a tile reads all of the
-        // tile's, and stores the rows.
-        let segments = (self.cuts + self.cut_tiles) as f64;
-        let exchanged = segments / parts as f64 + segments / (self.cut_tiles as f64).max(1.0);
-        let bytes = exchanged * (TILE * columns * SUM_BYTES) as f64 + (TILE * rows * SUM_BYTES) as f64;
+        let imbalance = uneven(self.tiles * self.chunks, self.cuts.parts());
+        let sums = self.cuts.exchanged_if_spread() * (TILE * columns * SUM_BYTES) as f64;
+        let bytes = sums + (TILE * rows * self.out_bytes) as f64;
         self.launch(rows, columns, imbalance, bytes, gpu)
     }
 
@@ -153,10 +145,8 @@ impl Product {
         let columns = self.operands.max_rows();
         let items = self.tiles * rows.div_ceil(columns);
         let blocks = PARTS.min(items);
-        // Every segment stores its sums; all but a tile's first one add to what is there.
-        let segments = (self.tiles + self.cuts) as f64 / self.tiles as f64;
-        let bytes = (2.0 * segments - 1.0) * (TILE * columns * SUM_BYTES) as f64;
-        let bytes = items.div_ceil(blocks) as f64 * bytes;
+        let sums = self.cuts.exchanged_if_whole() * (TILE * columns * SUM_BYTES) as f64;
+        let bytes = items.div_ceil(blocks) as f64 * (sums + (TILE * columns * self.out_bytes) as f64);
         self.launch(rows, columns, uneven(items, blocks), bytes, gpu)
     }
 
@@ -183,11 +173,11 @@ impl Product {
         ProductTime { total: longest * imbalance + exchange + gpu.launch, ..time }
     }
 
-    /// The library's product, between `unpack` of both operands and `rescale` of the F32 outputs.
+    /// The library's product, between `unpack` of both operands and `rescale` of the outputs.
     fn library(&self, rows: usize, gpu: &Hardware) -> ProductTime {
         let bytes = gpu.read * gpu.share(Kernel::Rows, Limit::Memory, rows);
         let (elements, inputs) = ((self.out * self.input) as f64, (rows * self.input) as f64);
-        let outputs = (rows * self.out * SUM_BYTES) as f64;
+        let outputs = (rows * self.out * self.out_bytes) as f64;
         let time = ProductTime {
             weights: elements / bytes,
             staging: 0.0,

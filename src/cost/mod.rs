@@ -35,12 +35,29 @@ pub struct RowShape {
 /// assumes that a two-shot all-reduce of a smaller message takes as long as one of this size.
 const TWO_SHOT_MIN: f64 = 512e3;
 
-/// Bytes per element of the all-reduce that takes as long as a sum between ranks. In a one-shot sum, every
-/// rank reads the F32 values (4 bytes) of all others. In a two-shot sum, each rank first adds up the F32
-/// values of its share and then passes the result on as E4M3 (1 byte). Each of the two phases is half of an
-/// all-reduce's traffic, so a two-shot sum has the mean of 4 and 1.
-const ONE_SHOT_BYTES: f64 = 4.0;
-const TWO_SHOT_BYTES: f64 = (4.0 + 1.0) / 2.0;
+/// Bytes per element of what ranks send one another, and of a layer's results. A one-shot sum takes as long as
+/// an all-reduce of the parts, which every rank reads. In a two-shot sum, each rank first adds up the parts of
+/// its share and then passes the result on. Each of the two phases is half of an all-reduce's traffic, so a
+/// two-shot sum takes as long as an all-reduce with the mean of both sizes.
+#[derive(Debug, Clone, Copy)]
+struct ElementBytes {
+    /// Results of products, and so the parts of sums.
+    result: f64,
+    /// Inputs of products, which the norms of two-shot sums make.
+    input: f64,
+}
+
+impl ElementBytes {
+    fn new(precision: Precision) -> Self {
+        match precision {
+            Precision::Fp8 => Self { result: 2.0, input: 1.0 },
+            Precision::None => Self { result: 4.0, input: 2.0 },
+        }
+    }
+}
+
+/// Bytes of an element of the residual stream, and of queries.
+const F32_BYTES: f64 = 4.0;
 
 /// The cost of a model's steps on given GPUs.
 #[derive(Debug, Clone)]
@@ -53,6 +70,7 @@ pub struct CostModel {
     products: [Product; 4],
     /// Bytes per element of the KV cache.
     kv_element: f64,
+    bytes: ElementBytes,
     /// Whether cuBLASLt computes the products of many rows where it is faster.
     library: bool,
 }
@@ -80,6 +98,7 @@ impl CostModel {
             products: share.linear_shapes().map(|(out, input)| Product::new(out, input, operands)),
             share,
             ranks,
+            bytes: ElementBytes::new(precision),
             kv_element: if kv == KvDtype::Fp8 { 1.0 } else { 2.0 },
             library: false,
             hardware,
@@ -153,25 +172,27 @@ impl CostModel {
     }
 
     /// Bytes of a layer's intermediate results that go to memory: each result is written and read once,
-    /// except for the part that fits in the cache. The results are F32: \[t, h\] of attention and of the MLP,
-    /// \[t, qkv\] and \[t, ffn\].
+    /// except for the part that fits in the cache. The results are \[t, h\] of attention and of the MLP,
+    /// \[t, qkv\], \[t, ffn\], and the queries, which are F32.
     fn spilled_bytes(&self, tokens: f64) -> f64 {
-        let [(qkv, hidden), _, (ffn, _), _] = self.share.linear_shapes();
-        let spilled = |cols: usize| (tokens * (cols * 4) as f64 - self.hardware.cache).max(0.0);
-        2.0 * [hidden, hidden, qkv, ffn].map(spilled).iter().sum::<f64>()
+        let [(qkv, hidden), (_, queries), (ffn, _), _] = self.share.linear_shapes();
+        let spilled = |cols: usize, each: f64| (tokens * cols as f64 * each - self.hardware.cache).max(0.0);
+        let results = [hidden, hidden, qkv, ffn].map(|cols| spilled(cols, self.bytes.result));
+        2.0 * (results.iter().sum::<f64>() + spilled(queries, F32_BYTES))
     }
 
     /// Seconds of all sums between ranks. Each layer has two sums; each is one-shot or two-shot, whichever is
-    /// faster. The last layer's second sum and the sum of the embedding are one-shot, because every rank
-    /// needs the whole result.
+    /// faster. The sums of the embedding and of the last layer are F32 on every rank.
     fn reduce_seconds(&self, tokens: f64) -> f64 {
         if self.ranks == 1 {
             return 0.0;
         }
         let elements = tokens * self.share.hidden as f64;
-        let one_shot = self.hardware.all_reduce_seconds(ONE_SHOT_BYTES * elements);
-        let two_shot = self.hardware.all_reduce_seconds((TWO_SHOT_BYTES * elements).max(TWO_SHOT_MIN));
-        (2.0 * self.share.layers as f64 - 1.0) * one_shot.min(two_shot) + 2.0 * one_shot
+        let ElementBytes { result, input } = self.bytes;
+        let seconds = |each: f64, least: f64| self.hardware.all_reduce_seconds((each * elements).max(least));
+        let (one_shot, two_shot) = (seconds(result, 0.0), seconds((result + input) / 2.0, TWO_SHOT_MIN));
+        let (first, last) = (seconds(F32_BYTES, 0.0), seconds((result + F32_BYTES) / 2.0, 0.0));
+        (2.0 * self.share.layers as f64 - 1.0) * one_shot.min(two_shot) + first + last
     }
 
     /// Seconds of gathering the largest logits of each rank, [`LOGIT_ROWS`] rows at a time. A row's message

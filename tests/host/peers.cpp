@@ -91,7 +91,7 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
         auto* values = reinterpret_cast<unsigned char*>(all[i].values.get());
         p.out[i] = {values, all[i].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
     }
-    p.residual = reinterpret_cast<float4*>(all[rank].residual.data());
+    p.residual = all[rank].residual.data();
     p.weight = weight.data();
     p.cols = cols;
     p.first = two_shot ? rows * rank / ranks : 0;
@@ -99,7 +99,8 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     p.two_shot = two_shot;
     p.eps = 1e-5f;
     p.delta_bf16 = 1;
-    launch("reduce_norm", octant_reduce_norm, p, 4 * cols + 2 * padded(cols));
+    p.copied = !two_shot;
+    launch("reduce_norm", octant_reduce_norm, p, 8 * cols + 2 * padded(cols));
 }
 
 void gather(uint32_t rank, uint32_t rows) {

@@ -1,4 +1,5 @@
-// Checks the fragments of mma.sync as kernels/ptx.cuh describes them: products of integers are exact.
+// Checks the fragments of mma.sync and movmatrix as kernels/ptx.cuh describes them: products of integers are
+// exact.
 #pragma once
 
 #include "machine.cuh"
@@ -32,7 +33,32 @@ KERNEL(probe_fragments, FragmentParams, 32) {
     for (uint32_t i = 0; i < 4; ++i) p.d[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
 }
 
+struct TransposedParams {
+    // [8][8].
+    const uint16_t* in;
+    uint16_t* out;
+};
+
+KERNEL(probe_transposed, TransposedParams, 32) {
+    const uint32_t at = lane_id() / 4 * 8 + lane_id() % 4 * 2;
+    const uint32_t out = transposed(p.in[at] | static_cast<uint32_t>(p.in[at + 1]) << 16);
+    p.out[at] = static_cast<uint16_t>(out);
+    p.out[at + 1] = static_cast<uint16_t>(out >> 16);
+}
+
 namespace probe {
+
+inline void transpositions(Report& report) {
+    std::vector<uint16_t> values(64);
+    for (uint32_t i = 0; i < 64; ++i) values[i] = static_cast<uint16_t>(1000 * i + 1);
+    const Array<uint16_t> in(values), out(values);
+    const TransposedParams params{in.at(), out.at()};
+    PROBE_LAUNCH(probe_transposed, 1, 32, 0, params);
+    const std::vector<uint16_t> got = out.read();
+    size_t wrong = 0;
+    for (uint32_t i = 0; i < 64; ++i) wrong += got[i] != values[i % 8 * 8 + i / 8];
+    report.count("movmatrix m8n8", 64, wrong);
+}
 
 inline void fragments(Report& report) {
     for (const bool bf16 : {false, true}) {
@@ -63,6 +89,7 @@ inline void fragments(Report& report) {
         }
         report.count(bf16 ? "mma.sync m16n8k16 BF16" : "mma.sync m16n8k16 F16", 16 * 8, wrong);
     }
+    transpositions(report);
 }
 
 }  // namespace probe

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
 use crate::device::DeviceError;
 use crate::device::product_tiles::{
-    CHUNK, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, division, variant_rows,
+    CHUNK, Cuts, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, variant_rows,
 };
 
 #[repr(C)]
@@ -69,7 +69,7 @@ pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result
     out.set_rows(x.rows);
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
     let most = types.max_rows();
-    match division(w.tiles(), w.chunks(), x.rows.div_ceil(most)) {
+    match Cuts::new(w.tiles(), w.chunks()).division(x.rows.div_ceil(most)) {
         Division::Whole => launch(cuda, x, w, out, 0..x.rows, Division::Whole),
         Division::Spread => (0..x.rows)
             .step_by(most)

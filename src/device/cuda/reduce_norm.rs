@@ -1,5 +1,6 @@
 //! `kernels/reduce_norm.cu`.
 
+use super::backend::MAX_SHARED;
 use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::reduce::{ReduceMode, Reduction};
 use super::row::{self, Quantised};
@@ -22,7 +23,7 @@ struct ReduceNormParams {
     two_shot: u32,
     eps: f32,
     delta_bf16: u32,
-    unused: u32,
+    copied: u32,
 }
 const _: () = assert!(size_of::<ReduceNormParams>() == 464);
 
@@ -49,6 +50,11 @@ impl Peers {
         let own = if two_shot { self.own_share(rows) } else { 0..rows };
         let (values, scales) = (self.addresses(out.values.address()), self.addresses(out.scales.address()));
         let target = out.target(rows, quant);
+        let row_bytes = 4 * cols;
+        let weights = if norm.bias.is_some() { 2 * row_bytes } else { row_bytes };
+        // With many rows, a block reads the weights once for several of them.
+        let copied = !two_shot && row_bytes + weights <= MAX_SHARED;
+        let more = if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { 0 };
         let params = ReduceNormParams {
             peers: self.params(),
             deltas: self.addresses(delta.data.address()),
@@ -63,13 +69,13 @@ impl Peers {
             two_shot: u32::from(two_shot),
             eps: norm.eps,
             delta_bf16: delta.is_bf16(),
-            unused: 0,
+            copied: u32::from(copied),
         };
         let launch = Launch {
             kernel: "reduce_norm",
             grid: [self.blocks(own.len()), 1, 1],
             threads: row::threads(cols),
-            shared: 4 * cols + if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { 0 },
+            shared: row_bytes + more + if copied { weights } else { 0 },
         };
         // SAFETY: shapes have been checked and are the same on every rank; the group keeps shared buffers
         // alive.

@@ -29,7 +29,7 @@ pub(super) fn run(
 ) -> Result<(), DeviceError> {
     let (rows, cols, width) = (hidden.rows, hidden.cols, head.weight.rows);
     let shape = |floats: &Floats| (floats.rows, floats.cols);
-    assert!(cols.is_multiple_of(2) && cols <= MAX_COLS, "rows of {cols} elements");
+    assert!(cols.is_multiple_of(8) && cols <= MAX_COLS, "rows of {cols} elements");
     assert_eq!(shape(&norm.weight), (1, cols), "weights of a norm over {cols}");
     assert_eq!(norm.bias.as_ref().map_or((1, cols), shape), (1, cols), "biases of a norm over {cols}");
     assert_eq!(head.weight.cols, cols, "columns of a reward head after rows of {cols}");

@@ -90,6 +90,8 @@ impl RopeScratch {
 }
 
 const THREADS: u32 = 256;
+/// Blocks of a launch with few rows: one per multiprocessor of an H100.
+const BLOCKS: usize = 132;
 
 /// Inputs of the operation.
 pub(super) struct RopeInputs<'a> {
@@ -138,7 +140,9 @@ pub(super) fn run(
         unused: 0,
     };
     let shared = 8 * rope.inv_freq.len();
-    let launch = Launch { kernel: "rope", grid: [step.rows, 1, 1], threads: THREADS, shared };
+    // A thread has eight elements at a time.
+    let blocks = cols.div_ceil(8 * THREADS as usize).min((BLOCKS / step.rows.max(1)).max(1));
+    let launch = Launch { kernel: "rope", grid: [step.rows, blocks, 1], threads: THREADS, shared };
     // SAFETY: shapes and block ids have been checked.
     unsafe { cuda.driver.launch(launch, &params)? };
     Ok(queries)

@@ -4,10 +4,10 @@ use super::matrix::CHUNK;
 use super::{Buffer, Driver};
 use crate::device::{ActQuant, DeviceError};
 
-/// Threads of a block that computes one row: one per pair of elements, within 32 to 512. The number decides
-/// the order of sums, so it depends on the columns only.
+/// Threads of a block that computes one row: one per eight elements, within 32 to 512. The number decides the
+/// order of sums, so it depends on the columns only.
 pub(super) fn threads(cols: usize) -> u32 {
-    (cols as u32 / 2).next_multiple_of(32).clamp(32, 512)
+    (cols as u32 / 8).next_multiple_of(32).clamp(32, 512)
 }
 
 /// Rows are padded to a multiple of this, with any contents.
@@ -61,7 +61,7 @@ impl Acts {
     /// Sets the number of rows and their type, for a kernel that is about to write them.
     pub(super) fn target(&mut self, rows: usize, quant: ActQuant) -> Quantised {
         assert!(rows <= self.scales.len(), "{rows} rows of {} do not fit the buffer", self.cols);
-        assert!(self.cols.is_multiple_of(2) && self.cols <= MAX_COLS, "rows of {} elements", self.cols);
+        assert!(self.cols.is_multiple_of(8) && self.cols <= MAX_COLS, "rows of {} elements", self.cols);
         self.rows = rows;
         self.bf16 = quant == ActQuant::Bf16;
         let (kind, static_scale) = match quant {
