@@ -2,14 +2,14 @@
 //     the cache
 // INPUTS: qkv f32 [rows, (q_heads + 2 * kv_heads) * head_dim]; positions u32 [rows]; blocks u32 [rows]: the
 //     KV block of each position; inv_freq f32 [half]
-// OUTPUTS: qkv in place; cache of the layer, E4M3(x / scale) or BF16, [block][kv_head][K: 64 x padded_dim |
-//     V: padded_dim x 64]
+// OUTPUTS: qkv in place; cache of the layer, E4M3(x / scale) or BF16, [block][kv_head] in the layout of
+//     cache.cuh
 // LAUNCH: one block of 128 threads per row; no shared memory
 // LIMITS: 2 * half <= head_dim <= padded_dim; each position of a block belongs to one row
 // NUMERICS: F32; Q and K within 2e-6 of their size of the CPU twin's, codes within one unit in the last place
 // COST: rows * (q_heads + 2 * kv_heads) * head_dim * 8 bytes and the codes; bound by memory
 // TWINS: src/device/cpu/rope.rs
-#include "device.cuh"
+#include "cache.cuh"
 
 struct RopeParams {
     float* qkv;
@@ -29,11 +29,13 @@ struct RopeParams {
 };
 static_assert(sizeof(RopeParams) == 72);
 
+// Stores an element at a byte of the cache.
 DEVICE void store_element(const RopeParams& p, size_t at, float x, float inverse) {
+    unsigned char* to = static_cast<unsigned char*>(p.cache) + at;
     if (p.bf16) {
-        static_cast<uint16_t*>(p.cache)[at] = static_cast<uint16_t>(bf16x2(x, 0.0f));
+        *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(bf16x2(x, 0.0f));
     } else {
-        static_cast<uint8_t*>(p.cache)[at] = static_cast<uint8_t>(e4m3x2(x * inverse, 0.0f));
+        *to = static_cast<uint8_t>(e4m3x2(x * inverse, 0.0f));
     }
 }
 
@@ -52,14 +54,15 @@ KERNEL(rope, RopeParams, 128) {
         }
     }
     __syncthreads();
-    const uint32_t at = position % 64;
+    const uint32_t at = position % BLOCK;
     const float* keys = row + p.q_heads * p.head_dim;
     const float* values = keys + p.kv_heads * p.head_dim;
     for (uint32_t i = threadIdx.x; i < p.kv_heads * p.head_dim; i += blockDim.x) {
         const uint32_t head = i / p.head_dim, d = i % p.head_dim;
         const size_t block = p.blocks[blockIdx.x];
-        const size_t start = (block * p.kv_heads + head) * 128 * p.padded_dim;
-        store_element(p, start + at * p.padded_dim + d, keys[i], p.k_inverse);
-        store_element(p, start + 64 * p.padded_dim + d * 64 + at, values[i], p.v_inverse);
+        const uint32_t width = p.bf16 ? 2 : 1;
+        const size_t start = (block * p.kv_heads + head) * 2 * BLOCK * p.padded_dim * width;
+        store_element(p, start + key_offset(at, d, p.padded_dim, width), keys[i], p.k_inverse);
+        store_element(p, start + value_offset(at, d, p.padded_dim, width), values[i], p.v_inverse);
     }
 }
