@@ -118,8 +118,8 @@ struct QueryRows {
     static constexpr uint32_t COLUMNS = N / 4;
     // Of N rows in shared memory: 64 elements of Q, or the probabilities of a block.
     static constexpr uint32_t OPERAND_BYTES = N * 128;
-    // Shared memory of a warpgroup: Q, P, for each warp and row a maximum, a sum, and two numbers that prefill
-    // keeps, and for each row its end.
+    // Shared memory of a warpgroup: Q, P, for each warp and row a maximum, a sum, and two numbers that
+    // prefill keeps, and for each row its end.
     static constexpr uint32_t BYTES = ((CHUNKS + SPLIT) * OPERAND_BYTES + 17 * N * 4 + 1023) / 1024 * 1024;
 
     // Aligned to 1,024 bytes.
@@ -135,8 +135,8 @@ struct QueryRows {
     static DEVICE_MEMBER uint32_t warp() { return threadIdx.x / 32 % 4; }
     // The query row of an index of `maximum`.
     static DEVICE_MEMBER uint32_t row_of(uint32_t x) { return x / 2 * 8 + lane_id() % 4 * 2 + x % 2; }
-    // The index in an accumulator of an index of `maximum`, for position or dimension 16w + g. That of 16w + g
-    // + 8 is two more.
+    // The index in an accumulator of an index of `maximum`, for position or dimension 16w + g. The index for
+    // 16w + g + 8 is two more.
     static constexpr DEVICE_MEMBER uint32_t of(uint32_t x) { return x / 2 * 4 + x % 2; }
 
     DEVICE_MEMBER unsigned char* weights() const { return memory + CHUNKS * OPERAND_BYTES; }

@@ -27,8 +27,8 @@ static_assert(sizeof(AttentionCombineParams) == 72);
 // Entries whose sums are loaded at a time.
 constexpr uint32_t AT_A_TIME = 8;
 
-// Computes the factors of entries `first` to `end`, at most AT_A_TIME of them, for all heads: the sum so far is
-// multiplied by x and the entry's sum by y. `totals` are the maximum and the denominator so far.
+// Computes the factors of entries `first` to `end`, at most AT_A_TIME of them, for all heads: the sum so far
+// is multiplied by x and the entry's sum by y. `totals` are the maximum and the denominator so far.
 DEVICE void weigh_entries(const AttentionCombineParams& p, uint32_t first, uint32_t end, float2* factors,
                           float2* totals) {
     for (uint32_t head = threadIdx.x; head < p.q_heads; head += blockDim.x) {

@@ -31,8 +31,8 @@ struct Decode {
         return min(SPLIT * BLOCK, item.position + 1 - item.part * SPLIT * BLOCK);
     }
 
-    // Copies the tiles of an item that use the first stages, or those that use the last four. The first thread
-    // runs this when their stages are free.
+    // Copies four tiles of an item, from `first_tile` on. The first thread runs this when their stages are
+    // free.
     DEVICE_MEMBER void copy(uint32_t index, uint32_t first_tile) const {
         if (index >= count) return;
         const AttentionItem& item = p.items[index];

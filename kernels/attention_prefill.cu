@@ -14,8 +14,8 @@
 //
 // An item is up to 96 query rows: the heads of a group times tokens, so that only the last item of a sequence
 // has empty rows. Two warpgroups, of 48 query rows each, compute it. K and V of one split after the other are
-// copied to shared memory: the last warp that reads a tile starts the copy of the next. The sums of all splits
-// are in registers, of which a thread has as many as there are: 255.
+// copied to shared memory: the last warp that reads a tile starts the copy of the next. The sums of all
+// splits are in registers. Two warpgroups may have 255 each per thread, so that no third one copies.
 #include "attention.cuh"
 
 constexpr uint32_t CONSUMERS = 2;
@@ -56,16 +56,19 @@ struct Prefill {
     // the ids of the blocks of this split and the next.
     DEVICE_MEMBER void release(uint32_t tile, uint32_t id, uint32_t next) const {
         __syncwarp();
-        if (lane_id() != tile % SPLIT) return;
         uint32_t* count = readers + tiles.stage(tile);
-        if (add_in_block(count, 1) + 1 < CONSUMERS * WARPGROUP / 32) return;
-        *count = 0;
-        // The stages take all tiles of a split, or K and then V.
-        if (STAGES == 2 * SPLIT) {
-            tiles.copy(p, tile, next);
-        } else {
-            tiles.copy(p, (tile + SPLIT) % (2 * SPLIT), tile < SPLIT ? id : next);
+        const bool mine = lane_id() == tile % SPLIT;
+        if (mine && add_in_block(count, 1) + 1 == CONSUMERS * WARPGROUP / 32) {
+            *count = 0;
+            // The stages take all tiles of a split, or K and then V.
+            if (STAGES == 2 * SPLIT) {
+                tiles.copy(p, tile, next);
+            } else {
+                tiles.copy(p, (tile + SPLIT) % (2 * SPLIT), tile < SPLIT ? id : next);
+            }
         }
+        // Products need whole warps.
+        __syncwarp();
     }
 
     // Computes a split and adds it to `totals`, the sums of the splits before it. `rows.kept()` has their

@@ -3,8 +3,8 @@
 // A block holds 64 positions of one layer and KV head: K, a row of `padded` elements per position, and then
 // V, a row of 64 positions per dimension. A thread of attention reads 16 neighbouring elements of a row,
 // those of four steps of a product. In rows of V, positions are ordered so that these belong to the thread
-// (`value_column`). In odd rows, pieces of 16 or 64 bytes are exchanged, so that the eight lanes that read two
-// rows at a time access different banks of shared memory (`exchanged`).
+// (`value_column`). In odd rows, pieces of 16 or 64 bytes are exchanged, so that the eight lanes that read
+// two rows at a time access different banks of shared memory (`exchanged`).
 #pragma once
 
 #include "device.cuh"

@@ -72,7 +72,8 @@ DEVICE float float_of_f16(uint16_t bits) {
     return out;
 }
 
-// 2^x, within 2^-22 of its size. Exactly 1 for 0, and 0 for -infinity and for results that would be subnormal.
+// 2^x, within 2^-22 of its size. Exactly 1 for 0, and 0 for -infinity and for results that would be
+// subnormal.
 DEVICE float exp2_fast(float x) {
     float out;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));

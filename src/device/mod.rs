@@ -7,6 +7,7 @@
 //! rows of its output. A row of the output depends only on the same row of the input, and the order of its
 //! sums does not depend on the number of rows.
 
+pub(crate) mod attention_tiles;
 pub mod cpu;
 #[cfg(feature = "kernels")]
 pub mod cuda;

@@ -3,8 +3,9 @@
 //! combines each row's parts and quantises the sum.
 
 use super::row::{self, Quantised};
-use super::step::{Entries, PREFILL_ROWS};
+use super::step::Entries;
 use super::{Acts, Buffer, Cache, Cuda, Driver, Floats, Launch, StepTables};
+use crate::device::attention_tiles::{DECODE_HEADS, PREFILL_ROWS, WARPGROUP_ROWS};
 use crate::device::{
     ActQuant, BLOCK_TOKENS, CacheSpec, DeviceError, HeadShape, KvDtype, LayerKv, SPLIT_BLOCKS,
 };
@@ -40,17 +41,13 @@ struct AttentionCombineParams {
 }
 const _: () = assert!(size_of::<AttentionCombineParams>() == 72);
 
-/// Query heads of a tile of `attention_decode`.
-const TILE_HEADS: usize = 16;
 /// Most blocks of `attention_decode`, whatever the items: two per multiprocessor of an H100. A block copies
 /// its next item while it computes one.
 const DECODE_BLOCKS: usize = 264;
 /// Threads of a warpgroup.
 const WARPGROUP: u32 = 128;
-/// Query rows of a warpgroup of `attention_prefill`, and the number of warpgroups.
-const TILE_ROWS: usize = 48;
-const CONSUMERS: usize = 2;
-const _: () = assert!(CONSUMERS * TILE_ROWS == PREFILL_ROWS);
+/// Warpgroups of a block of `attention_prefill`.
+const CONSUMERS: usize = PREFILL_ROWS / WARPGROUP_ROWS;
 
 /// Bytes of the tiles of K and V of both kernels, `Tiles` of `kernels/attention.cuh`.
 const fn tile_bytes(padded: usize, dtype: KvDtype) -> usize {
@@ -146,16 +143,16 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
         head_dim: head_dim as u32,
         scale: kv.k_scale / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E,
     };
-    let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
+    let tiles = (q_heads / kv_heads).div_ceil(DECODE_HEADS);
     let tile_bytes = tile_bytes(padded, spec.dtype);
-    let shared = tile_bytes + row_bytes(padded, TILE_HEADS);
+    let shared = tile_bytes + row_bytes(padded, DECODE_HEADS);
     // A captured launch must work for any number of items.
     let blocks = if step.graph_rows > 0 { DECODE_BLOCKS } else { step.decodes.min(DECODE_BLOCKS) };
     let launch = Launch { kernel: decode, grid: [blocks, kv_heads, tiles], threads: WARPGROUP, shared };
     // SAFETY: shapes and block ids have been checked, and the items use entries of the scratch only.
     unsafe { cuda.driver.launch(launch, &params)? };
     let params = AttentionParams { items: step.prefill_items(), ..params };
-    let shared = tile_bytes + CONSUMERS * row_bytes(padded, TILE_ROWS).next_multiple_of(1024);
+    let shared = tile_bytes + CONSUMERS * row_bytes(padded, WARPGROUP_ROWS).next_multiple_of(1024);
     let grid = [step.prefills, kv_heads, 1];
     let launch = Launch { kernel: prefill, grid, threads: WARPGROUP * CONSUMERS as u32, shared };
     // SAFETY: as above.

@@ -4,15 +4,9 @@ use std::cmp::Reverse;
 
 use super::sample::Sampled;
 use super::{Buffer, Driver};
+use crate::device::attention_tiles::{DECODE_ROWS, PREFILL_ROWS, SPLIT_TOKENS};
 use crate::device::{BLOCK_TOKENS, DeviceError, SPLIT_BLOCKS, Segment, StepCapacity, StepInputs, Token};
 
-/// Positions of a split: `SPLIT` blocks of `kernels/attention.cuh`.
-const SPLIT_TOKENS: usize = SPLIT_BLOCKS * BLOCK_TOKENS;
-/// Query rows, tokens times heads of a group, of a block of `attention_prefill`.
-pub(super) const PREFILL_ROWS: usize = 96;
-/// Rows of the longest segment that the decode kernel computes. It computes splits in parallel, which is
-/// faster for long contexts. Both kernels give the same bits.
-const DECODE_ROWS: usize = 4;
 /// Added to a slot number that stands for the token sampled last in that slot.
 const SLOT: u32 = 1 << 31;
 /// Items of `attention_prefill` per row that the table is allocated for: the query rows of groups of at most
@@ -264,8 +258,8 @@ impl HostTables {
         }
     }
 
-    /// Puts the longest items first, so that no long one starts when the others end. The order of items has no
-    /// effect on results.
+    /// Puts the longest items first, so that no long one starts when the others end. The order of items has
+    /// no effect on results.
     fn sort(&mut self, group: usize) {
         let length = |item: &AttentionItem| {
             let blocks = item.position / BLOCK_TOKENS as u32 + 1 - item.part * SPLIT_BLOCKS as u32;
