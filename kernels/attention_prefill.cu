@@ -4,146 +4,187 @@
 //     items of attention.cuh
 // OUTPUTS: sums f32 [entry][q_heads][head_dim], stats f32 [entry][q_heads][2]: entry item.entry + row -
 //     item.row
-// LAUNCH: one block of 128 threads per (item, KV head); 4 * (16 * D + 128) * 4 bytes of shared memory
+// LAUNCH: one block of 256 threads per (item, KV head); shared memory computed in
+//     src/device/cuda/attention.rs
 // LIMITS: those of attention_decode
 // NUMERICS: those of attention_decode, bit for bit
-// COST: 4 * head_dim * q_heads flops per pair of row and position; bound by the tensor cores
+// COST: 4 * head_dim * q_heads flops per pair of row and position; bound by the tensor cores:
+//     kernels/README.md has the counts
 // TWINS: src/device/cpu/attention.rs
 //
-// A query row is one head of one token. A warp computes 16 query rows of a group, so that only the last tile
-// has empty rows. The sums of a split are in registers; those of all splits are in shared memory that only
-// the warp accesses.
+// An item is up to 96 query rows: the heads of a group times tokens, so that only the last item of a sequence
+// has empty rows. Two warpgroups, of 48 query rows each, compute it. K and V of one split after the other are
+// copied to shared memory: the last warp that reads a tile starts the copy of the next. The sums of all
+// splits are in registers. Two warpgroups may have 255 each per thread, so that no third one copies.
 #include "attention.cuh"
+
+constexpr uint32_t CONSUMERS = 2;
+constexpr uint32_t THREADS = CONSUMERS * WARPGROUP;
+// Query rows of a warpgroup.
+constexpr uint32_t ROWS = 48;
 
 template <uint32_t D, bool Bf16>
 struct Prefill {
+    using Rows = QueryRows<D, Bf16, ROWS>;
+    static constexpr uint32_t STAGES = Tiles<D, Bf16>::STAGES;
+    static constexpr uint32_t POSITIONS = SPLIT * BLOCK;
+
     const AttentionParams& p;
-    const AttentionItem& item;
-    // The first of the warp's 16 query rows, in tokens times heads.
-    uint32_t first;
+    Tiles<D, Bf16> tiles;
+    // The number of warps that have read the tile of each stage.
+    uint32_t* readers;
 
-    DEVICE_MEMBER void run(float* totals) {
-        constexpr uint32_t bytes = Bf16 ? 2 : 1;
-        const uint32_t rows = item.rows * group();
-        Queries<D, Bf16> queries;
-        queries.load(query(row(0)), query(row(1)), p.head_dim);
-        float* stats = totals + 16 * D;
-        float maximum[2], denominator[2];
-        const uint32_t last = item.position + min(first + 15, rows - 1) / group() + 1;
-        float sums[D / 8][4];
-        for (uint32_t block = 0; block * BLOCK < last; ++block) {
-            if (block % SPLIT == 0) {
-#pragma unroll
-                for (uint32_t n = 0; n < D / 8; ++n) sums[n][0] = sums[n][1] = sums[n][2] = sums[n][3] = 0.0f;
-                maximum[0] = maximum[1] = -INFINITY;
-                denominator[0] = denominator[1] = 0.0f;
-            }
-            const uint32_t start = block * BLOCK;
-            const uint32_t seen[2] = {seen_by(row(0), start), seen_by(row(1), start)};
-            const size_t id = p.blocks[item.first_block + block];
-            const uint8_t* keys = p.cache + (id * p.kv_heads + blockIdx.y) * 2 * BLOCK * D * bytes;
-            const auto weights = weigh<D, Bf16>(queries, keys, p.scale, seen);
-            const Merge a = merge(maximum[0], weights.maximum[0]), b = merge(maximum[1], weights.maximum[1]);
-#pragma unroll
-            for (uint32_t n = 0; n < D / 8; ++n) {
-                float out[4];
-                apply<D, Bf16>(weights, keys + BLOCK * D * bytes, n, min(BLOCK, last - start), out);
-                sums[n][0] = blend(a.mine, sums[n][0], a.other, out[0]);
-                sums[n][1] = blend(a.mine, sums[n][1], a.other, out[1]);
-                sums[n][2] = blend(b.mine, sums[n][2], b.other, out[2]);
-                sums[n][3] = blend(b.mine, sums[n][3], b.other, out[3]);
-            }
-            maximum[0] = a.maximum, maximum[1] = b.maximum;
-            denominator[0] = blend(a.mine, denominator[0], a.other, weights.denominator[0]);
-            denominator[1] = blend(b.mine, denominator[1], b.other, weights.denominator[1]);
-            if (block % SPLIT == SPLIT - 1 || start + BLOCK >= last) {
-                add_split(block < SPLIT, sums, maximum, denominator, totals, stats);
-            }
-        }
-        write(totals, stats);
-    }
-
+    DEVICE_MEMBER const AttentionItem& item() const { return p.items[blockIdx.x]; }
     DEVICE_MEMBER uint32_t group() const { return p.q_heads / p.kv_heads; }
-
-    // A query row's token within the item and its head; `real` is false for an empty row.
-    struct Row {
-        uint32_t token, head;
-        bool real;
-    };
-
-    // Query rows g and g + 8 of the warp; computed when needed, to save registers.
-    DEVICE_MEMBER Row row(uint32_t r) const {
-        const uint32_t index = first + lane_id() / 4 + 8 * r;
-        return {index / group(), blockIdx.y * group() + index % group(), index < item.rows * group()};
+    // The number of positions that the last of the query rows before `end` attends to.
+    DEVICE_MEMBER uint32_t positions(uint32_t end) const {
+        return item().position + (min(end, item().rows * group()) - 1) / group() + 1;
+    }
+    DEVICE_MEMBER uint32_t splits(uint32_t end) const { return (positions(end) + POSITIONS - 1) / POSITIONS; }
+    // Blocks that the block of threads reads.
+    DEVICE_MEMBER uint32_t blocks() const {
+        return (positions(item().part + CONSUMERS * ROWS) + BLOCK - 1) / BLOCK;
     }
 
-    // The number of the block's positions that a row attends to.
-    DEVICE_MEMBER uint32_t seen_by(const Row& row, uint32_t start) const {
-        const uint32_t end = row.real ? item.position + row.token + 1 : 0;
-        return end > start ? min(BLOCK, end - start) : 0;
+    // The id of the block of the cache whose K and V a lane copies; NO_BLOCK if there is none.
+    DEVICE_MEMBER uint32_t id_of(uint32_t split) const {
+        const uint32_t block = split * SPLIT + lane_id();
+        return lane_id() < SPLIT && block < blocks() ? p.blocks[item().first_block + block] : NO_BLOCK;
     }
 
-    DEVICE_MEMBER const float* query(const Row& row) const {
-        if (!row.real) return nullptr;
-        const size_t at = (static_cast<size_t>(item.row) + row.token) * p.q_heads;
-        return p.queries + (at + row.head) * p.head_dim;
+    // The warp has read a tile. The last warp to do so copies the next tile to its stage. `id` and `next` are
+    // the ids of the blocks of this split and the next.
+    DEVICE_MEMBER void release(uint32_t tile, uint32_t id, uint32_t next) const {
+        __syncwarp();
+        uint32_t* count = readers + tiles.stage(tile);
+        const bool mine = lane_id() == tile % SPLIT;
+        if (mine && add_in_block(count, 1) + 1 == CONSUMERS * WARPGROUP / 32) {
+            *count = 0;
+            // The stages take all tiles of a split, or K and then V.
+            if (STAGES == 2 * SPLIT) {
+                tiles.copy(p, tile, next);
+            } else {
+                tiles.copy(p, (tile + SPLIT) % (2 * SPLIT), tile < SPLIT ? id : next);
+            }
+        }
+        // Products need whole warps.
+        __syncwarp();
     }
 
-    DEVICE_MEMBER void write(const float* totals, const float* stats) const {
-        const uint32_t t = lane_id() % 4;
-        for (uint32_t r = 0; r < 2; ++r) {
-            const Row row = this->row(r);
-            if (!row.real) continue;
-            const size_t out = static_cast<size_t>(item.entry + row.token) * p.q_heads + row.head;
-            for (uint32_t n = 0; n < D / 8; ++n) {
-                const float* from = totals + (n * 32 + lane_id()) * 4 + 2 * r;
-                const uint32_t d = 8 * n + 2 * t;
-                if (d < p.head_dim) {
-                    p.sums[out * p.head_dim + d] = from[0];
-                    p.sums[out * p.head_dim + d + 1] = from[1];
+    // Computes a split and adds it to `totals`, the sums of the splits before it. `rows.kept()` has their
+    // maxima and denominators.
+    template <bool Masked>
+    DEVICE_MEMBER void add(uint32_t split, uint32_t first, Rows& rows,
+                           float (&totals)[Rows::CHUNKS][ROWS / 2]) const {
+        const uint32_t start = split * POSITIONS, id = id_of(split), next = id_of(split + 1);
+        const auto read = [&](uint32_t tile) { release(tile, id, next); };
+        rows.template weigh<Masked>(tiles, split, start, read, [] {});
+        float2* kept = rows.kept();
+        float mine[Rows::COLUMNS], other[Rows::COLUMNS];
+#pragma unroll
+        for (uint32_t x = 0; x < Rows::COLUMNS; ++x) {
+            const float2 before = kept[Rows::row_of(x)];
+            const Merge m = merge(before.x, rows.maximum[x]);
+            rows.maximum[x] = m.maximum;
+            rows.denominator[x] = blend(m.mine, before.y, m.other, rows.denominator[x]);
+            mine[x] = m.mine, other[x] = m.other;
+        }
+        __syncwarp();
+        keep(rows);
+        rows.template apply<Masked>(
+            tiles, split, positions(first + ROWS) - start, read, [&](uint32_t chunk, const auto& sums) {
+#pragma unroll
+                for (uint32_t i = 0; i < ROWS / 2; ++i) {
+                    const uint32_t x = i / 4 * 2 + i % 2;
+                    totals[chunk][i] = blend(mine[x], totals[chunk][i], other[x], sums[i]);
                 }
-            }
-            if (t == 0) {
-                p.stats[out * 2] = stats[lane_id() * 4 + r];
-                p.stats[out * 2 + 1] = stats[lane_id() * 4 + 2 + r];
-            }
+            });
+    }
+
+    // The lanes of a warp that have the same rows write the same values.
+    static DEVICE_MEMBER void keep(const Rows& rows) {
+#pragma unroll
+        for (uint32_t x = 0; x < Rows::COLUMNS; ++x) {
+            rows.kept()[Rows::row_of(x)] = make_float2(rows.maximum[x], rows.denominator[x]);
         }
     }
 
-    // Adds a split to the totals. Each lane keeps its part: 4 sums of each 8 dimensions, and the maxima and
-    // denominators of its two rows.
-    DEVICE_MEMBER void add_split(bool first, const float (&sums)[D / 8][4], const float (&maximum)[2],
-                                 const float (&denominator)[2], float* totals, float* stats) {
-        float4* stat = reinterpret_cast<float4*>(stats) + lane_id();
-        const float4 old = first ? make_float4(-INFINITY, -INFINITY, 0.0f, 0.0f) : *stat;
-        const Merge a = merge(old.x, maximum[0]), b = merge(old.y, maximum[1]);
-        *stat = make_float4(a.maximum, b.maximum, blend(a.mine, old.z, a.other, denominator[0]),
-                            blend(b.mine, old.w, b.other, denominator[1]));
+    DEVICE_MEMBER void compute(uint32_t consumer, uint32_t first) const {
+        const uint32_t end = item().rows * group();
+        const auto head = [&](uint32_t index) { return blockIdx.y * group() + index % group(); };
+        Rows rows;
+        rows.memory = tile_memory() + STAGES * Tiles<D, Bf16>::BYTES + consumer * Rows::BYTES;
+        rows.barrier = 1 + consumer;
+        rows.scale = p.scale;
+        float totals[Rows::CHUNKS][ROWS / 2];
 #pragma unroll
-        for (uint32_t n = 0; n < D / 8; ++n) {
-            float4* total = reinterpret_cast<float4*>(totals) + n * 32 + lane_id();
-            const float4 x = first ? make_float4(0.0f, 0.0f, 0.0f, 0.0f) : *total;
-            *total = make_float4(
-                blend(a.mine, x.x, a.other, sums[n][0]), blend(a.mine, x.y, a.other, sums[n][1]),
-                blend(b.mine, x.z, b.other, sums[n][2]), blend(b.mine, x.w, b.other, sums[n][3]));
+        for (uint32_t i = 0; i < Rows::CHUNKS * ROWS / 2; ++i) totals[i / (ROWS / 2)][i % (ROWS / 2)] = 0.0f;
+#pragma unroll
+        for (uint32_t x = 0; x < Rows::COLUMNS; ++x) rows.maximum[x] = -INFINITY, rows.denominator[x] = 0.0f;
+        keep(rows);
+        rows.load(
+            [&](uint32_t n) {
+                const uint32_t index = first + n;
+                return index < end ? query_of(p, item().row + index / group(), head(index)) : nullptr;
+            },
+            [&](uint32_t n) { return item().position + (first + n) / group() + 1; }, p.head_dim);
+        // Splits of positions that all rows attend to.
+        const uint32_t whole = positions(first + 1) / POSITIONS, count = splits(first + ROWS);
+        uint32_t split = 0;
+        for (; split < whole; ++split) add<false>(split, first, rows, totals);
+        for (; split < count; ++split) add<true>(split, first, rows, totals);
+        const auto target_of = [&](uint32_t n) {
+            const uint32_t index = first + n;
+            const size_t entry = item().entry + index / group();
+            return typename Rows::Target{index < end, entry * p.q_heads + head(index)};
+        };
+#pragma unroll
+        for (uint32_t i = 0; i < Rows::CHUNKS; ++i) rows.store(p, i, totals[i], target_of);
+        rows.store_stats(p, target_of);
+    }
+
+    DEVICE_MEMBER void run() const {
+        // The same for all threads of a warp, which the compiler cannot know otherwise.
+        const uint32_t consumer = __shfl_sync(~0u, threadIdx.x / WARPGROUP, 0);
+        const uint32_t first = item().part + consumer * ROWS;
+        const bool any = first < item().rows * group();
+        if (threadIdx.x < SPLIT) {
+            const uint32_t id = id_of(0);
+            for (uint32_t tile = threadIdx.x; tile < STAGES; tile += SPLIT) tiles.copy(p, tile, id);
+        }
+        if (any) compute(consumer, first);
+        // Splits that only the other warpgroup computes.
+        const uint32_t count = splits(item().part + CONSUMERS * ROWS);
+        for (uint32_t split = any ? splits(first + ROWS) : 0; split < count; ++split) {
+            const uint32_t id = id_of(split), next = id_of(split + 1);
+            for (uint32_t tile = 0; tile < 2 * SPLIT; ++tile) {
+                // The tile of the split before is gone.
+                tiles.wait(split, tile);
+                release(tile, id, next);
+            }
         }
     }
 };
 
 template <uint32_t D, bool Bf16>
 DEVICE void attend(const AttentionParams& p) {
-    const AttentionItem& item = p.items[blockIdx.x];
-    const uint32_t group = p.q_heads / p.kv_heads, warp = threadIdx.x / 32;
-    const uint32_t first = item.part + warp * 16;
-    if (first >= item.rows * group) return;
-    auto* totals = reinterpret_cast<float*>(shared_memory()) + warp * (16 * D + 128);
-    Prefill<D, Bf16> prefill{p, item, first};
-    prefill.run(totals);
+    using Kernel = Prefill<D, Bf16>;
+    SHARED uint64_t full[Kernel::STAGES];
+    SHARED uint32_t readers[Kernel::STAGES];
+    if (threadIdx.x == 0) {
+        for (uint32_t i = 0; i < Kernel::STAGES; ++i) {
+            barrier_init(&full[i], 1);
+            readers[i] = 0;
+        }
+        barrier_init_fence();
+    }
+    __syncthreads();
+    Kernel{p, {full}, readers}.run();
 }
 
 #define ATTENTION_PREFILL(D)                                                                       \
-    KERNEL(attention_prefill_e4m3_##D, AttentionParams, 128) { attend<D, false>(p); }              \
-    KERNEL(attention_prefill_bf16_##D, AttentionParams, 128) { attend<D, true>(p); }
+    KERNEL_ALONE(attention_prefill_e4m3_##D, AttentionParams, THREADS) { attend<D, false>(p); }    \
+    KERNEL_ALONE(attention_prefill_bf16_##D, AttentionParams, THREADS) { attend<D, true>(p); }
 
 ATTENTION_PREFILL(64)
 ATTENTION_PREFILL(128)

@@ -32,6 +32,18 @@ DEVICE uint32_t f16x2_of_e4m3x2(uint16_t codes) {
     return out;
 }
 
+// Four E4M3 codes as two pairs of F16: exact.
+DEVICE void f16x4_of_e4m3x4(uint32_t codes, uint32_t& low, uint32_t& high) {
+    asm("{\n"
+        ".reg .b16 first, second;\n"
+        "mov.b32 {first, second}, %2;\n"
+        "cvt.rn.f16x2.e4m3x2 %0, first;\n"
+        "cvt.rn.f16x2.e4m3x2 %1, second;\n"
+        "}"
+        : "=r"(low), "=r"(high)
+        : "r"(codes));
+}
+
 // Two floats as E4M3 codes, to nearest even, saturating at 448; NaN becomes 0x7F.
 DEVICE uint16_t e4m3x2(float low, float high) {
     uint16_t out;
@@ -65,6 +77,14 @@ DEVICE uint32_t transposed(uint32_t pair) {
 DEVICE float float_of_f16(uint16_t bits) {
     float out;
     asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(bits));
+    return out;
+}
+
+// 2^x, within 2^-22 of its size. Exactly 1 for 0, and 0 for -infinity and for results that would be
+// subnormal.
+DEVICE float exp2_fast(float x) {
+    float out;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
     return out;
 }
 
@@ -117,6 +137,17 @@ DEVICE uint4 load_l2(const uint4* from) {
 DEVICE float load_l2(const float* from) {
     float out;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(out) : "l"(from));
+    return out;
+}
+
+// Adds to a word of shared memory and returns its value before. Orders accesses of the block's threads before
+// and after.
+DEVICE uint32_t add_in_block(uint32_t* word, uint32_t value) {
+    uint32_t out;
+    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], %2;"
+                 : "=r"(out)
+                 : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(word))), "r"(value)
+                 : "memory");
     return out;
 }
 

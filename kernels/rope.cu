@@ -3,7 +3,7 @@
 // INPUTS: qkv f32 or bf16 [rows, (q_heads + 2 * kv_heads) * head_dim]; positions u32 [rows]; blocks u32
 //     [rows]: the KV block of each position; inv_freq f32 [half]
 // OUTPUTS: queries f32 [rows, q_heads * head_dim]; cache of the layer, E4M3(x / scale) or BF16,
-//     [block][kv_head][K: 64 x padded_dim | V: padded_dim x 64]
+//     [block][kv_head] in the layout of cache.cuh
 // LAUNCH: blocks of 256 threads: one per row in x, any number in y, which share the row's work; 8 * half
 //     bytes of shared memory
 // LIMITS: 2 * half <= head_dim <= padded_dim; each position of a block belongs to one row
@@ -11,7 +11,7 @@
 // COST: rows * ((q_heads + 2 * kv_heads) * head_dim * (2 or 4) + q_heads * head_dim * 4) bytes and the codes;
 //     bound by memory
 // TWINS: src/device/cpu/rope.rs
-#include "device.cuh"
+#include "cache.cuh"
 
 struct RopeParams {
     const void* qkv;
@@ -45,8 +45,9 @@ template <uint32_t N>
 struct RopeRow {
     const RopeParams& p;
     uint32_t position;
-    // The index of the first element of the row's block in the cache.
-    size_t cached;
+    // The row's block in the cache, and bytes of a cached element.
+    unsigned char* cached;
+    uint32_t width;
 
     // Elements from `d` on of a head of Q, K or V, numbered one after the other.
     DEVICE_MEMBER Group<N> load(uint32_t head, uint32_t d) const {
@@ -69,15 +70,15 @@ struct RopeRow {
             store_query((row + head) * p.head_dim + d, group);
             return;
         }
-        const uint32_t at = position % 64, kv_head = (head - p.q_heads) % p.kv_heads;
-        const size_t start = cached + static_cast<size_t>(kv_head) * 128 * p.padded_dim;
+        const uint32_t at = position % BLOCK, kv_head = (head - p.q_heads) % p.kv_heads;
+        unsigned char* to = cached + static_cast<size_t>(kv_head) * 2 * BLOCK * p.padded_dim * width;
         if (head - p.q_heads < p.kv_heads) {
-            store_key(start + at * p.padded_dim + d, group);
+            store_key(to + key_offset(at, d, p.padded_dim, width), group);
             return;
         }
 #pragma unroll
         for (uint32_t i = 0; i < N; ++i) {
-            store_element(start + 64 * p.padded_dim + (d + i) * 64 + at, group.x[i], p.v_inverse);
+            store_element(to + value_offset(at, d + i, p.padded_dim, width), group.x[i], p.v_inverse);
         }
     }
 
@@ -91,29 +92,31 @@ struct RopeRow {
         }
     }
 
-    DEVICE_MEMBER void store_key(size_t at, const Group<N>& group) const {
+    // Eight elements of K, of which the first is one in eight of its row, lie side by side.
+    DEVICE_MEMBER void store_key(unsigned char* to, const Group<N>& group) const {
         if constexpr (N == 1) {
-            store_element(at, group.x[0], p.k_inverse);
+            store_element(to, group.x[0], p.k_inverse);
         } else if (p.cache_bf16) {
             uint32_t pairs[4];
 #pragma unroll
             for (uint32_t i = 0; i < 4; ++i) pairs[i] = bf16x2(group.x[2 * i], group.x[2 * i + 1]);
-            static_cast<uint4*>(p.cache)[at / 8] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            *reinterpret_cast<uint4*>(to) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
         } else {
             uint32_t codes[4];
 #pragma unroll
             for (uint32_t i = 0; i < 4; ++i) {
                 codes[i] = e4m3x2(group.x[2 * i] * p.k_inverse, group.x[2 * i + 1] * p.k_inverse);
             }
-            static_cast<uint2*>(p.cache)[at / 8] = make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+            const uint2 eight = make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
+            *reinterpret_cast<uint2*>(to) = eight;
         }
     }
 
-    DEVICE_MEMBER void store_element(size_t at, float x, float inverse) const {
+    DEVICE_MEMBER void store_element(unsigned char* to, float x, float inverse) const {
         if (p.cache_bf16) {
-            static_cast<uint16_t*>(p.cache)[at] = static_cast<uint16_t>(bf16x2(x, 0.0f));
+            *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(bf16x2(x, 0.0f));
         } else {
-            static_cast<uint8_t*>(p.cache)[at] = static_cast<uint8_t>(e4m3x2(x * inverse, 0.0f));
+            *to = static_cast<uint8_t>(e4m3x2(x * inverse, 0.0f));
         }
     }
 };
@@ -175,8 +178,11 @@ struct RopeItems {
 template <uint32_t N>
 DEVICE void rope(const RopeParams& p) {
     auto* turns = reinterpret_cast<float2*>(shared_memory());
+    const uint32_t width = p.cache_bf16 ? 2 : 1;
     const size_t block = p.blocks[blockIdx.x];
-    const RopeRow<N> row = {p, p.positions[blockIdx.x], block * p.kv_heads * 128 * p.padded_dim};
+    const size_t start = block * p.kv_heads * 2 * BLOCK * p.padded_dim * width;
+    unsigned char* cached = static_cast<unsigned char*>(p.cache) + start;
+    const RopeRow<N> row = {p, p.positions[blockIdx.x], cached, width};
     const RopeItems<N> items(row);
     const uint32_t first = blockIdx.y * blockDim.x + threadIdx.x;
     // The first item is on its way while the angles are computed.

@@ -125,6 +125,7 @@ DEVICE void wgmma_wait(Arrays&... arrays) {
 #define OCTANT_F4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define OCTANT_F8(i) OCTANT_F4(i), OCTANT_F4(i + 4)
 #define OCTANT_F16(i) OCTANT_F8(i), OCTANT_F8(i + 8)
+#define OCTANT_F24(i) OCTANT_F16(i), OCTANT_F8(i + 16)
 #define OCTANT_F32(i) OCTANT_F16(i), OCTANT_F16(i + 16)
 #define OCTANT_F64(i) OCTANT_F32(i), OCTANT_F32(i + 32)
 #define OCTANT_F128(i) OCTANT_F64(i), OCTANT_F64(i + 64)
@@ -132,6 +133,7 @@ DEVICE void wgmma_wait(Arrays&... arrays) {
 #define OCTANT_D4 "%0, %1, %2, %3"
 #define OCTANT_D8 OCTANT_D4 ", %4, %5, %6, %7"
 #define OCTANT_D16 OCTANT_D8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define OCTANT_D24 OCTANT_D16 ", %16, %17, %18, %19, %20, %21, %22, %23"
 #define OCTANT_D32 \
     OCTANT_D16 \
     ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -161,13 +163,23 @@ DEVICE void wgmma_wait(Arrays&... arrays) {
 #define OCTANT_WGMMA_BF16(n, registers, a, b, number)                                                \
     OCTANT_WGMMA(n, "k16", "bf16", registers, "%" #number, "%" #a ", %" #b, "1, 1, 0, 0",            \
                  "l"(a_tile), "l"(b_tile))
-#define OCTANT_WGMMA_BF16_REGISTERS(n, registers, a0, a1, a2, a3, b, number)                         \
-    OCTANT_WGMMA(n, "k16", "bf16", registers, "%" #number,                                           \
+#define OCTANT_WGMMA_REGISTERS(n, type, registers, a0, a1, a2, a3, b, number)                        \
+    OCTANT_WGMMA(n, "k16", type, registers, "%" #number,                                             \
                  "{%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b, "1, 1, 0", "r"(a[0]), "r"(a[1]),  \
                  "r"(a[2]), "r"(a[3]), "l"(b_tile))
 
 template <uint32_t N>
 constexpr bool known_product = N == 8 || N == 16 || N == 32 || N == 64 || N == 128 || N == 256;
+
+// Products with `a` in registers, also of 48 rows.
+#define OCTANT_REGISTER_PRODUCTS(type)                                                    \
+    if constexpr (N == 8) OCTANT_WGMMA_REGISTERS(8, type, 4, 4, 5, 6, 7, 8, 9);           \
+    if constexpr (N == 16) OCTANT_WGMMA_REGISTERS(16, type, 8, 8, 9, 10, 11, 12, 13);     \
+    if constexpr (N == 32) OCTANT_WGMMA_REGISTERS(32, type, 16, 16, 17, 18, 19, 20, 21);  \
+    if constexpr (N == 48) OCTANT_WGMMA_REGISTERS(48, type, 24, 24, 25, 26, 27, 28, 29);  \
+    if constexpr (N == 64) OCTANT_WGMMA_REGISTERS(64, type, 32, 32, 33, 34, 35, 36, 37);  \
+    if constexpr (N == 128) OCTANT_WGMMA_REGISTERS(128, type, 64, 64, 65, 66, 67, 68, 69); \
+    if constexpr (N == 256) OCTANT_WGMMA_REGISTERS(256, type, 128, 128, 129, 130, 131, 132, 133)
 
 // d = a × b, or d += a × b if `accumulate`: 64 rows of `a` by N rows of `b`, 32 bytes of each along K.
 // Thread t of the warpgroup, with warp w = t / 32, g = t % 32 / 4 and c = t % 4, holds in d[4 j + 2 r +
@@ -175,7 +187,7 @@ constexpr bool known_product = N == 8 || N == 16 || N == 32 || N == 64 || N == 1
 // wgmma_wait.
 template <uint32_t N>
 DEVICE void wgmma_e4m3(float (&d)[N / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate) {
-    static_assert(known_product<N>);
+    static_assert(known_product<N> || N == 48);
     if constexpr (N == 8) OCTANT_WGMMA_E4M3(8, 4, 4, 5, 6);
     if constexpr (N == 16) OCTANT_WGMMA_E4M3(16, 8, 8, 9, 10);
     if constexpr (N == 32) OCTANT_WGMMA_E4M3(32, 16, 16, 17, 18);
@@ -187,7 +199,7 @@ DEVICE void wgmma_e4m3(float (&d)[N / 2], uint64_t a_tile, uint64_t b_tile, bool
 // The same for BF16.
 template <uint32_t N>
 DEVICE void wgmma_bf16(float (&d)[N / 2], uint64_t a_tile, uint64_t b_tile, bool accumulate) {
-    static_assert(known_product<N>);
+    static_assert(known_product<N> || N == 48);
     if constexpr (N == 8) OCTANT_WGMMA_BF16(8, 4, 4, 5, 6);
     if constexpr (N == 16) OCTANT_WGMMA_BF16(16, 8, 8, 9, 10);
     if constexpr (N == 32) OCTANT_WGMMA_BF16(32, 16, 16, 17, 18);
@@ -200,15 +212,15 @@ DEVICE void wgmma_bf16(float (&d)[N / 2], uint64_t a_tile, uint64_t b_tile, bool
 // K of row 16 w + 8 h + g.
 template <uint32_t N>
 DEVICE void wgmma_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_tile, bool accumulate) {
-    static_assert(known_product<N>);
-    if constexpr (N == 8) OCTANT_WGMMA_BF16_REGISTERS(8, 4, 4, 5, 6, 7, 8, 9);
-    if constexpr (N == 16) OCTANT_WGMMA_BF16_REGISTERS(16, 8, 8, 9, 10, 11, 12, 13);
-    if constexpr (N == 32) OCTANT_WGMMA_BF16_REGISTERS(32, 16, 16, 17, 18, 19, 20, 21);
-    if constexpr (N == 64) OCTANT_WGMMA_BF16_REGISTERS(64, 32, 32, 33, 34, 35, 36, 37);
-    if constexpr (N == 128) OCTANT_WGMMA_BF16_REGISTERS(128, 64, 64, 65, 66, 67, 68, 69);
-    if constexpr (N == 256) {
-        OCTANT_WGMMA_BF16_REGISTERS(256, 128, 128, 129, 130, 131, 132, 133);
-    }
+    static_assert(known_product<N> || N == 48);
+    OCTANT_REGISTER_PRODUCTS("bf16");
+}
+
+// The same for F16.
+template <uint32_t N>
+DEVICE void wgmma_f16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_tile, bool accumulate) {
+    static_assert(known_product<N> || N == 48);
+    OCTANT_REGISTER_PRODUCTS("f16");
 }
 
 // Sets the number of registers of each thread of the warpgroup, a multiple of 8: more than at the

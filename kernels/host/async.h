@@ -36,7 +36,7 @@ struct Registers {
     uint32_t bytes;
 };
 
-enum class Operand { e4m3, bf16, bf16_in_registers };
+enum class Operand { e4m3, bf16, bf16_in_registers, f16_in_registers };
 
 void fence_products(const Registers* named, size_t count);
 void wait_for_products(uint32_t pending, const Registers* named, size_t count);
@@ -94,6 +94,10 @@ static inline void wgmma_bf16(float (&d)[N / 2], uint64_t a_tile, uint64_t b_til
 template <uint32_t N>
 static inline void wgmma_bf16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_tile, bool accumulate) {
     host::issue_product(host::Operand::bf16_in_registers, N, d, a, 0, b_tile, accumulate);
+}
+template <uint32_t N>
+static inline void wgmma_f16(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b_tile, bool accumulate) {
+    host::issue_product(host::Operand::f16_in_registers, N, d, a, 0, b_tile, accumulate);
 }
 
 template <uint32_t Count>

@@ -48,6 +48,7 @@ struct alignas(16) float4 {
 };
 static inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 static inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+static inline float2 make_float2(float x, float y) { return {x, y}; }
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 namespace host {
@@ -164,6 +165,7 @@ static inline float __uint_as_float(uint32_t bits) {
 }
 static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
+static inline float __fadd_rn(float a, float b) { return a + b; }
 static inline int __clz(uint32_t x) { return x == 0 ? 32 : __builtin_clz(x); }
 template <typename T>
 static inline T min(T a, T b) {
@@ -180,6 +182,10 @@ using std::isnan;
 static inline uint32_t f16x2_of_e4m3x2(uint16_t codes) {
     const uint16_t low = host::f16_of_e4m3(codes & 0xFF), high = host::f16_of_e4m3(codes >> 8);
     return low | static_cast<uint32_t>(high) << 16;
+}
+static inline void f16x4_of_e4m3x4(uint32_t codes, uint32_t& low, uint32_t& high) {
+    low = f16x2_of_e4m3x2(static_cast<uint16_t>(codes));
+    high = f16x2_of_e4m3x2(static_cast<uint16_t>(codes >> 16));
 }
 static inline uint16_t e4m3x2(float low, float high) {
     return static_cast<uint16_t>(host::e4m3_of(low) | host::e4m3_of(high) << 8);
@@ -203,6 +209,7 @@ static inline uint32_t transposed(uint32_t pair) {
     return host::collective("a transposition", pair, transpose);
 }
 static inline float float_of_f16(uint16_t bits) { return host::float_of_f16(bits); }
+static inline float exp2_fast(float x) { return std::exp2(x); }
 static inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     host::mma(false, d, a, b0, b1);
 }
@@ -213,6 +220,7 @@ static inline uint4 load_once(const void* from) { return *static_cast<const uint
 static inline float4 load_l2(const float4* from) { return *from; }
 static inline uint4 load_l2(const uint4* from) { return *from; }
 static inline float load_l2(const float* from) { return *from; }
+static inline uint32_t add_in_block(uint32_t* word, uint32_t value) { return atomicAdd(word, value); }
 static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load_n(from, __ATOMIC_ACQUIRE); }
 static inline void store_release(uint32_t* to, uint32_t value) {
     __atomic_store_n(to, value, __ATOMIC_RELEASE);

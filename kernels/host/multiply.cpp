@@ -181,18 +181,20 @@ void add_truncated(float* d, uint32_t n, const CodeOperands& x) {
     add_truncated_by_rows(d, n, x);
 }
 
-void multiply_bf16(const Product& product, float* d) {
+// A product of BF16 or F16.
+void multiply_halves(const Product& product, float* d) {
     constexpr uint32_t depth = depth_bytes / 2;
     static thread_local Operands<depth> x;
     unsigned char bytes[most_columns][depth_bytes];
-    const auto element = [](const void* from) {
+    const bool is_f16 = product.operand == Operand::f16_in_registers;
+    const auto element = [is_f16](const void* from) {
         uint16_t bits;
         std::memcpy(&bits, from, sizeof bits);
-        return float_of_bf16(bits);
+        return is_f16 ? float_of_f16(bits) : float_of_bf16(bits);
     };
     if (product.operand == Operand::bf16) read_tile(product.a_tile, rows, bytes);
     for (uint32_t m = 0; m < rows; ++m) {
-        if (product.operand == Operand::bf16_in_registers) {
+        if (product.operand != Operand::bf16) {
             std::memcpy(bytes[m], product.a[m].data(), depth_bytes);
         }
         for (uint32_t k = 0; k < depth; ++k) x.a[m][k] = element(bytes[m] + 2 * k);
@@ -249,7 +251,7 @@ void multiply(const Product& product, float* d) {
     if (product.operand == Operand::e4m3) {
         multiply_e4m3(product, d);
     } else {
-        multiply_bf16(product, d);
+        multiply_halves(product, d);
     }
 }
 

@@ -17,7 +17,7 @@ struct Product {
     bool accumulate;
     size_t slot;
     uint64_t a_tile, b_tile;
-    // The operand `a` if it is in registers: BF16 pairs.
+    // The operand `a` if it is in registers: pairs of BF16 or F16.
     std::vector<std::array<uint16_t, 16>> a;
 };
 

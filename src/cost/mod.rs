@@ -6,18 +6,20 @@
 //! model neglects scales and norms, the rows of the embedding, and sampling, because each takes less than a
 //! thousandth of a step.
 
+mod attention;
 mod figures;
 mod hardware;
 mod linear;
 mod time;
 
+use attention::AttentionWork;
 pub(crate) use figures::TermOrigin;
 pub use figures::{Efficiency, Figure, Kernel, Limit, Origin, Source};
 pub use hardware::Hardware;
 use linear::{Operands, Product, ProductTime};
 pub use time::StepTime;
 
-use crate::device::{HeadShape, KvDtype};
+use crate::device::KvDtype;
 use crate::model::{LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
 
 /// A row's contribution to the cost of a step.
@@ -113,24 +115,19 @@ impl CostModel {
 
     /// The time of a step of these rows; 0 without rows.
     pub fn step(&self, rows: impl IntoIterator<Item = RowShape>) -> StepTime {
-        let (mut tokens, mut logits, mut kv_tokens, mut pairs) = (0.0, 0.0, 0.0, 0.0);
-        let mut count = 0;
-        for row in rows {
+        let (share, hardware) = (&self.share, &self.hardware);
+        let (mut tokens, mut logits, mut count) = (0.0, 0.0, 0);
+        let mut attention = AttentionWork::default();
+        for row in rows.into_iter().filter(|row| row.tokens > 0) {
             count += row.tokens as usize;
-            let (fed, before) = (f64::from(row.tokens), f64::from(row.position));
-            tokens += fed;
+            tokens += f64::from(row.tokens);
             logits += f64::from(row.logits);
-            kv_tokens += before + fed;
-            // A token attends to the positions before the row, to the tokens before it in the row, and to
-            // itself.
-            pairs += fed * before + fed * (fed + 1.0) / 2.0;
+            attention.add(row, share.heads);
         }
         if tokens == 0.0 {
             return StepTime::default();
         }
-        let (share, hardware) = (&self.share, &self.hardware);
         let layers = share.layers as f64;
-        let HeadShape { q_heads, kv_heads, head_dim } = share.heads;
         let head = (share.vocab * share.hidden) as f64;
         let linear: ProductTime = self
             .products
@@ -139,8 +136,7 @@ impl CostModel {
             .sum();
         let of_head = |limit| hardware.share(Kernel::Linear, limit, LOGIT_ROWS);
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
-        let kv_bytes = kv_tokens * layers * (2 * kv_heads * head_dim) as f64 * self.kv_element;
-        let attention = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
+        let attention_rate = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
         let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
         StepTime {
             weights: linear.weights,
@@ -150,8 +146,8 @@ impl CostModel {
             head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * 2.0
                 / (hardware.read * of_head(Limit::Memory)),
             head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
-            kv: kv_bytes / kv_rate,
-            attention: pairs * layers * (4 * q_heads * head_dim) as f64 / attention,
+            kv: layers * attention.reading(self.kv_element, kv_rate),
+            attention: layers * attention.multiplying(attention_rate),
             activations: layers * self.spilled_bytes(tokens) / rows_rate,
             reduce: self.reduce_seconds(tokens),
             gather: self.gather_seconds(logits),

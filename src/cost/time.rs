@@ -21,9 +21,11 @@ pub struct StepTime {
     pub head_weights: f64,
     /// Multiplying by the LM head, at half of `products`.
     pub head_products: f64,
-    /// Reading keys and values: tokens read × L × 2 × KV heads × head_dim × bytes per element / `read`.
+    /// Reading keys and values: L × positions of whole blocks × 2 × KV heads × head_dim × bytes per
+    /// element / `read`.
     pub kv: f64,
-    /// Attention's arithmetic: (query, key) pairs × L × 4 × query heads × head_dim / `attention`.
+    /// Attention's arithmetic: L × 4 × head_dim × query rows of the kernels' tiles × positions of whole
+    /// splits / `attention`, or the longest tile where the others have less to do.
     pub attention: f64,
     /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,

@@ -7,6 +7,7 @@
 //! rows of its output. A row of the output depends only on the same row of the input, and the order of its
 //! sums does not depend on the number of rows.
 
+pub(crate) mod attention_tiles;
 pub mod cpu;
 #[cfg(feature = "kernels")]
 pub mod cuda;
@@ -23,6 +24,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub(crate) use attention_tiles::DECODE_ROWS;
 pub use error::{DeviceError, PEER};
 pub use floats::{FloatType, Floats, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
@@ -155,10 +157,6 @@ pub struct CacheSpec {
 
 /// Positions per KV block.
 pub const BLOCK_TOKENS: usize = 64;
-
-/// Rows of the longest segment whose attention is computed as that of decode rows, which graphs can do. Both
-/// ways give the same bits.
-pub(crate) const DECODE_ROWS: usize = 4;
 
 /// Rotary embedding in the NeoX half-split: rotates the pairs (i, i + rotary_dim / 2) of the first
 /// rotary_dim = 2 × `inv_freq.len()` elements of each head. The other elements stay as they are.

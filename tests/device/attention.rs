@@ -9,10 +9,21 @@ use octant::device::{
 
 use super::{noise, seen};
 
-const SHAPES: [HeadShape; 3] = [
+const SHAPES: [HeadShape; 5] = [
     HeadShape { q_heads: 12, kv_heads: 1, head_dim: 16 },
     HeadShape { q_heads: 6, kv_heads: 2, head_dim: 24 },
     HeadShape { q_heads: 2, kv_heads: 1, head_dim: 192 },
+    HeadShape { q_heads: 16, kv_heads: 1, head_dim: 128 },
+    // Not a multiple of 4.
+    HeadShape { q_heads: 1, kv_heads: 1, head_dim: 66 },
+];
+
+/// Shapes of sequences of several splits. The last one has more heads than a tile of the decode kernel.
+const LONG_SHAPES: [HeadShape; 4] = [
+    HeadShape { q_heads: 12, kv_heads: 1, head_dim: 192 },
+    HeadShape { q_heads: 8, kv_heads: 2, head_dim: 128 },
+    HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 },
+    HeadShape { q_heads: 18, kv_heads: 1, head_dim: 64 },
 ];
 
 /// A device with the parameters of one layer.
@@ -175,6 +186,33 @@ fn a_sequence_has_the_same_bits_in_any_chunks_blocks_and_batch() {
                 ));
             }
             assert!(got == expected, "{:?} {heads:?}", dev::name(&device));
+        }
+    }
+}
+
+/// Three splits of 256 positions: in one step, and cut so that steps end within a split, at its end and after
+/// its first token. Segments of up to four rows are computed split by split, longer ones in tiles.
+#[test]
+fn a_sequence_of_several_splits_has_the_same_bits_in_any_chunks() {
+    let cuts = [0, 250, 254, 255, 256, 257, 300, 304, 505, 509, 513, 540, 541];
+    for device in dev::all() {
+        for heads in LONG_SHAPES {
+            for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
+                let case = AttentionCase::new(&device, heads, dtype);
+                let width = case.width();
+                let qkv = noise(5, 541 * width);
+                let blocks: Vec<u32> = (0..9).collect();
+                let expected = case.step(&mut case.cache(), vec![segment(0, 541, 0, &blocks)], &qkv);
+                let mut cache = case.cache();
+                let blocks: Vec<u32> = (2..11).rev().collect();
+                let mut got = Vec::new();
+                for cut in cuts.windows(2) {
+                    let (start, end) = (cut[0], cut[1]);
+                    let rows = &qkv[start * width..end * width];
+                    got.extend(case.step(&mut cache, vec![segment(0, end - start, start, &blocks)], rows));
+                }
+                assert!(got == expected, "{:?} {heads:?} {dtype:?}", dev::name(&device));
+            }
         }
     }
 }

@@ -46,7 +46,8 @@ Problem problem_of(Kind kind, uint32_t n) {
                 }
             } else {
                 const float value = static_cast<float>(random_word() % 33) / 4.0f - 4.0f;
-                const uint16_t bits = host::bf16_of(value);
+                const bool f16 = kind == Kind::f16_in_registers;
+                const uint16_t bits = f16 ? host::f16_of(value) : host::bf16_of(value);
                 std::memcpy(&(*operand)[i], &bits, 2);
             }
         }
@@ -87,7 +88,8 @@ template <Kind kind>
 float value_at(const std::vector<uint8_t>& operand, uint32_t row, uint32_t k) {
     const uint8_t* at = &operand[row * CHUNKS * CHUNK];
     if (kind == Kind::e4m3) return host::float_of_e4m3(at[k]);
-    return host::float_of_bf16(static_cast<uint16_t>(at[2 * k] | at[2 * k + 1] << 8));
+    const auto bits = static_cast<uint16_t>(at[2 * k] | at[2 * k + 1] << 8);
+    return kind == Kind::f16_in_registers ? host::float_of_f16(bits) : host::float_of_bf16(bits);
 }
 
 // One instruction of the accumulator of 13 fraction bits, written from its description alone.
@@ -154,6 +156,9 @@ std::string products(bool descending) {
          {product<kind, 8>(descending), product<kind, 16>(descending), product<kind, 32>(descending),
           product<kind, 64>(descending), product<kind, 128>(descending), product<kind, 256>(descending)}) {
         if (outcome != "right") return outcome;
+    }
+    if constexpr (kind == Kind::bf16_in_registers || kind == Kind::f16_in_registers) {
+        return product<kind, 48>(descending);
     }
     return "right";
 }
@@ -222,6 +227,7 @@ constexpr Case cases[] = {
     {"E4M3", "right", products<Kind::e4m3>},
     {"BF16", "right", products<Kind::bf16>},
     {"BF16 in registers", "right", products<Kind::bf16_in_registers>},
+    {"F16 in registers", "right", products<Kind::f16_in_registers>},
     {"truncated", "right", truncated_products<8>},
     {"truncated, N = 64", "right", truncated_products<64>},
     {"truncated examples", "right", truncated_examples},

@@ -61,7 +61,7 @@ struct Params {
     Fault fault;
 };
 
-enum class Kind { e4m3, bf16, bf16_in_registers };
+enum class Kind { e4m3, bf16, bf16_in_registers, f16_in_registers };
 
 template <Kind kind, uint32_t N>
 struct Pipeline {
@@ -93,7 +93,7 @@ struct Pipeline {
         }
     }
 
-    // Converts nothing: BF16 weights as the operand in registers.
+    // Converts nothing: BF16 or F16 weights as the operand in registers.
     static void load(const unsigned char* outputs, uint32_t step, uint32_t (&a)[4]) {
         const uint32_t lane = threadIdx.x % 32, warp = threadIdx.x % 128 / 32;
         for (uint32_t i = 0; i < 4; ++i) {
@@ -125,6 +125,9 @@ struct Pipeline {
             if constexpr (kind == Kind::bf16) wgmma_bf16<N>(d, a + 2 * step, b + 2 * step, accumulate);
             if constexpr (kind == Kind::bf16_in_registers) {
                 wgmma_bf16<N>(d, registers[step], b + 2 * step, accumulate);
+            }
+            if constexpr (kind == Kind::f16_in_registers) {
+                wgmma_f16<N>(d, registers[step], b + 2 * step, accumulate);
             }
         }
         if (!has(NO_COMMIT)) wgmma_commit();

@@ -123,6 +123,7 @@ inline void accumulator_of(Report& report, Kind kind, int expected_bits) {
 inline void accumulator(Report& report) {
     accumulator_of(report, Kind::e4m3, 13);
     accumulator_of(report, Kind::bf16, MOST_BITS);
+    accumulator_of(report, Kind::f16_in_registers, MOST_BITS);
 }
 
 }  // namespace probe

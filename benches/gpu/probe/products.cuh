@@ -6,7 +6,7 @@
 #include "machine.cuh"
 #include "numbers.cuh"
 
-enum class Kind { e4m3, bf16, bf16_in_registers };
+enum class Kind { e4m3, bf16, bf16_in_registers, f16_in_registers };
 
 struct ProductParams {
     // [chunk][a_rows][128 bytes] and [chunk][b_rows][128 bytes], swizzled.
@@ -63,6 +63,7 @@ DEVICE void probe_product(const ProductParams& p) {
         if constexpr (kind == Kind::e4m3) wgmma_e4m3<N>(d, a, b, step != 0);
         if constexpr (kind == Kind::bf16) wgmma_bf16<N>(d, a, b, step != 0);
         if constexpr (kind == Kind::bf16_in_registers) wgmma_bf16<N>(d, registers, b, step != 0);
+        if constexpr (kind == Kind::f16_in_registers) wgmma_f16<N>(d, registers, b, step != 0);
         wgmma_commit();
         wgmma_wait<0>(d);
     }
@@ -86,9 +87,14 @@ DEVICE void probe_product(const ProductParams& p) {
 PROBE_PRODUCTS(e4m3)
 PROBE_PRODUCTS(bf16)
 PROBE_PRODUCTS(bf16_in_registers)
+PROBE_PRODUCTS(f16_in_registers)
+// The rows of kernels/attention_prefill.cu.
+PROBE_PRODUCT(bf16_in_registers, 48)
+PROBE_PRODUCT(f16_in_registers, 48)
 
 namespace probe {
 
+constexpr Kind KINDS[] = {Kind::e4m3, Kind::bf16, Kind::bf16_in_registers, Kind::f16_in_registers};
 constexpr uint32_t SIZES[] = {8, 16, 32, 64, 128, 256};
 
 // Rows along K, as values; and as bytes in the layout of kernels/pack.cuh.
@@ -105,7 +111,8 @@ struct Matrix {
         for (uint32_t row = 0; row < rows; ++row) {
             for (uint32_t byte = 0; byte < row_bytes; ++byte) {
                 const float x = values[row * columns() + byte / width];
-                const uint32_t code = width == 1 ? e4m3_code(x) : bf16_code(x);
+                const uint32_t half = kind == Kind::f16_in_registers ? f16_code(x) : bf16_code(x);
+                const uint32_t code = width == 1 ? e4m3_code(x) : half;
                 // Piece i of 16 bytes is at place i ^ row % 8 of its 128 bytes.
                 const uint32_t place = byte % PROBE_CHUNK ^ row % 8 * 16;
                 bytes[(byte / PROBE_CHUNK * rows + row) * PROBE_CHUNK + place] =
@@ -132,7 +139,14 @@ inline void launch_product(Kind kind, uint32_t n, const ProductParams& params) {
     }
     if (kind == Kind::e4m3) PROBE_SWITCH(e4m3)
     if (kind == Kind::bf16) PROBE_SWITCH(bf16)
+    if (kind == Kind::bf16_in_registers && n == 48) {
+        return PROBE_LAUNCH(probe_bf16_in_registers_48, blocks, 128, shared, params);
+    }
+    if (kind == Kind::f16_in_registers && n == 48) {
+        return PROBE_LAUNCH(probe_f16_in_registers_48, blocks, 128, shared, params);
+    }
     if (kind == Kind::bf16_in_registers) PROBE_SWITCH(bf16_in_registers)
+    if (kind == Kind::f16_in_registers) PROBE_SWITCH(f16_in_registers)
 }
 
 // a × bᵀ by instructions for `n` rows of b. `steps` is the number of instructions per 128 bytes.
@@ -147,6 +161,7 @@ inline std::vector<float> product(Kind kind, uint32_t n, const Matrix& a, const 
 
 inline const char* name_of(Kind kind) {
     if (kind == Kind::e4m3) return "wgmma E4M3";
+    if (kind == Kind::f16_in_registers) return "wgmma F16, A in registers";
     return kind == Kind::bf16 ? "wgmma BF16" : "wgmma BF16, A in registers";
 }
 
@@ -161,7 +176,7 @@ Matrix matrix_of(Kind kind, const Next& next) {
 
 // Swizzle, descriptors and the places of elements: products of integers.
 inline void layouts(Report& report) {
-    for (const Kind kind : {Kind::e4m3, Kind::bf16, Kind::bf16_in_registers}) {
+    for (const Kind kind : KINDS) {
         Random random;
         const auto integer = [&] { return static_cast<float>(random.below(17)) - 8.0f; };
         const Matrix a = matrix_of(kind, integer), b = matrix_of(kind, integer);
@@ -196,7 +211,7 @@ size_t differences(const std::vector<float>& expected, const std::vector<float>&
 // Bits of an element for any n, at any place, in both positions. Values have all exponents, so that sums are
 // rounded.
 inline void invariance(Report& report) {
-    for (const Kind kind : {Kind::e4m3, Kind::bf16, Kind::bf16_in_registers}) {
+    for (const Kind kind : KINDS) {
         Random random;
         const auto value = [&] {
             const uint32_t sign = random.below(2);
@@ -230,6 +245,14 @@ inline void invariance(Report& report) {
             report.count(name + size + ": bits with A and B exchanged", exchanged.size(),
                          differences(reference, exchanged, [](size_t i) { return i % 256 * 256 + i / 256; }));
         }
+        if (kind != Kind::bf16_in_registers && kind != Kind::f16_in_registers) continue;
+        // As many rows as 48 divides.
+        Matrix few = b;
+        few.rows = 240;
+        few.values.resize(240 * b.columns());
+        const std::vector<float> got = product(kind, 48, a, few);
+        report.count(name + ", n = 48: bits of n = 8", got.size(),
+                     differences(reference, got, [](size_t i) { return i / 240 * 256 + i % 240; }));
     }
 }
 

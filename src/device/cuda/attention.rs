@@ -5,7 +5,10 @@
 use super::row::{self, Quantised};
 use super::step::Entries;
 use super::{Acts, Buffer, Cache, Cuda, Driver, Launch, StepTables};
-use crate::device::{ActQuant, CacheSpec, DeviceError, HeadShape, KvDtype, LayerKv};
+use crate::device::attention_tiles::{DECODE_HEADS, PREFILL_ROWS, WARPGROUP_ROWS};
+use crate::device::{
+    ActQuant, BLOCK_TOKENS, CacheSpec, DeviceError, HeadShape, KvDtype, LayerKv, SPLIT_BLOCKS,
+};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -38,12 +41,27 @@ struct AttentionCombineParams {
 }
 const _: () = assert!(size_of::<AttentionCombineParams>() == 72);
 
-/// Query heads of a tile of `attention_decode`.
-const TILE_HEADS: usize = 16;
-/// Blocks of a captured launch of `attention_decode`: four per multiprocessor of an H100.
-const DECODE_BLOCKS: usize = 528;
-/// Warps per block of both kernels.
-const WARPS: usize = 4;
+/// Most blocks of `attention_decode`, whatever the items: two per multiprocessor of an H100. A block copies
+/// its next item while it computes one.
+const DECODE_BLOCKS: usize = 264;
+/// Threads of a warpgroup.
+const WARPGROUP: u32 = 128;
+/// Warpgroups of a block of `attention_prefill`.
+const CONSUMERS: usize = PREFILL_ROWS / WARPGROUP_ROWS;
+
+/// Bytes of the tiles of K and V of both kernels, `Tiles` of `kernels/attention.cuh`.
+const fn tile_bytes(padded: usize, dtype: KvDtype) -> usize {
+    let (stages, width) = match dtype {
+        KvDtype::Fp8 => (2 * SPLIT_BLOCKS, 1),
+        KvDtype::Bf16 => (SPLIT_BLOCKS, 2),
+    };
+    stages * BLOCK_TOKENS * padded * width
+}
+
+/// Bytes of the query rows of a warpgroup, `QueryRows` of `kernels/attention.cuh`.
+const fn row_bytes(padded: usize, rows: usize) -> usize {
+    (padded / 64 + SPLIT_BLOCKS) * rows * 128 + 17 * rows * 4
+}
 
 /// Partial results of the rows' attention, before they are combined.
 #[derive(Debug, Default)]
@@ -125,16 +143,18 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
         head_dim: head_dim as u32,
         scale: kv.k_scale / (head_dim as f32).sqrt() * std::f32::consts::LOG2_E,
     };
-    let tiles = (q_heads / kv_heads).div_ceil(TILE_HEADS);
-    let shared = WARPS * TILE_HEADS * (padded + 2) * 4;
+    let tiles = (q_heads / kv_heads).div_ceil(DECODE_HEADS);
+    let tile_bytes = tile_bytes(padded, spec.dtype);
+    let shared = tile_bytes + row_bytes(padded, DECODE_HEADS);
     // A captured launch must work for any number of items.
-    let blocks = if step.graph_rows > 0 { DECODE_BLOCKS } else { step.decodes };
-    let launch = Launch { kernel: decode, grid: [blocks, kv_heads, tiles], threads: 128, shared };
+    let blocks = if step.graph_rows > 0 { DECODE_BLOCKS } else { step.decodes.min(DECODE_BLOCKS) };
+    let launch = Launch { kernel: decode, grid: [blocks, kv_heads, tiles], threads: WARPGROUP, shared };
     // SAFETY: shapes and block ids have been checked, and the items use entries of the scratch only.
     unsafe { cuda.driver.launch(launch, &params)? };
     let params = AttentionParams { items: step.prefill_items(), ..params };
-    let shared = WARPS * (TILE_HEADS * padded + 128) * 4;
-    let launch = Launch { kernel: prefill, grid: [step.prefills, kv_heads, 1], threads: 128, shared };
+    let shared = tile_bytes + CONSUMERS * row_bytes(padded, WARPGROUP_ROWS).next_multiple_of(1024);
+    let grid = [step.prefills, kv_heads, 1];
+    let launch = Launch { kernel: prefill, grid, threads: WARPGROUP * CONSUMERS as u32, shared };
     // SAFETY: as above.
     unsafe { cuda.driver.launch(launch, &params)? };
     let params = AttentionCombineParams {
@@ -148,7 +168,8 @@ pub(super) fn run(cuda: &Cuda, inputs: AttentionInputs<'_>, out: &mut Acts) -> R
         unused: 0,
     };
     let (grid, cols) = ([step.rows, 1, 1], q_heads * head_dim);
-    let launch = Launch { kernel: "attention_combine", grid, threads: row::threads(cols), shared: 4 * cols };
+    let shared = 4 * q_heads * (head_dim + 18);
+    let launch = Launch { kernel: "attention_combine", grid, threads: row::threads(cols), shared };
     // SAFETY: as above.
     unsafe { cuda.driver.launch(launch, &params) }
 }

@@ -1,17 +1,17 @@
 //! A step: the tables that its kernels read, in one buffer on the device, and the results of sampling.
 
+use std::cmp::Reverse;
+
 use super::sample::Sampled;
 use super::{Buffer, Driver};
-use crate::device::{BLOCK_TOKENS, DECODE_ROWS, DeviceError, Segment, StepCapacity, StepInputs, Token};
+use crate::device::attention_tiles::{DECODE_ROWS, PREFILL_ROWS, SPLIT_TOKENS};
+use crate::device::{BLOCK_TOKENS, DeviceError, SPLIT_BLOCKS, Segment, StepCapacity, StepInputs, Token};
 
-/// Positions of a split: 4 blocks, `SPLIT` of `kernels/attention.cuh`.
-const SPLIT_TOKENS: usize = 4 * BLOCK_TOKENS;
-/// Query rows, tokens times heads of a group, of a block of `attention_prefill`.
-const TILE_ROWS: usize = 64;
 /// Added to a slot number that stands for the token sampled last in that slot.
 const SLOT: u32 = 1 << 31;
-/// Query heads per KV head that the prefill table is allocated for.
-const MAX_GROUP: usize = 64;
+/// Items of `attention_prefill` per row that the table is allocated for: the query rows of groups of at most
+/// 96 heads, and the end of each sequence.
+const PREFILLS_PER_ROW: usize = 2;
 
 /// `AttentionItem` of `kernels/attention.cuh`.
 #[repr(C)]
@@ -106,7 +106,7 @@ impl StepTables {
         let splits = rows * max_positions.div_ceil(SPLIT_TOKENS);
         let decodes = 4 * rows + 2;
         let prefills = decodes + ITEM * splits;
-        let blocks = prefills + ITEM * (rows + rows * MAX_GROUP / TILE_ROWS);
+        let blocks = prefills + ITEM * rows * PREFILLS_PER_ROW;
         let words = driver.buffer(blocks + rows * max_positions.div_ceil(BLOCK_TOKENS))?;
         Ok(Self {
             words,
@@ -140,6 +140,7 @@ impl StepTables {
             tables.add(&spare, entries, left);
         }
         tables.entries.push(tables.taken);
+        tables.sort(entries.group);
         self.rows = rows;
         self.graph_rows = inputs.graph_rows;
         let slot = |token: &Token| if let Token::Last { slot } = token { *slot as usize + 1 } else { 0 };
@@ -253,9 +254,24 @@ impl HostTables {
             assert!(needed <= free, "{needed} rows need an entry each; {free} are free");
             self.taken += item.rows;
             self.entries.extend(item.entry..self.taken);
-            let parts = (0..segment.len * entries.group).step_by(TILE_ROWS);
+            let parts = (0..segment.len * entries.group).step_by(PREFILL_ROWS);
             self.prefills.extend(parts.map(|part| AttentionItem { part: part as u32, ..item }));
         }
+    }
+
+    /// Puts the longest items first, so that no long one starts when the others end. The order of items has
+    /// no effect on results.
+    fn sort(&mut self, group: usize) {
+        let length = |item: &AttentionItem| {
+            let blocks = item.position / BLOCK_TOKENS as u32 + 1 - item.part * SPLIT_BLOCKS as u32;
+            Reverse(blocks.min(SPLIT_BLOCKS as u32))
+        };
+        self.decodes.sort_unstable_by_key(length);
+        let end = |item: &AttentionItem| {
+            let last = (item.part as usize + PREFILL_ROWS).min(item.rows as usize * group) - 1;
+            Reverse(item.position as usize + last / group)
+        };
+        self.prefills.sort_unstable_by_key(end);
     }
 
     fn add_decodes(&mut self, segment: &Segment, mut item: AttentionItem) {
