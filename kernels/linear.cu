@@ -303,7 +303,8 @@ struct Linear {
                 const uint32_t n = output + 8 * h;
                 if (m < p.m && n < p.n) {
                     const float sum = sums[i / 2 * 4 + 2 * h + i % 2];
-                    static_cast<float*>(p.out)[static_cast<size_t>(m) * p.n + n] = sum * x_scale * w_scales[h];
+                    const size_t at = static_cast<size_t>(m) * p.n + n;
+                    static_cast<float*>(p.out)[at] = sum * x_scale * w_scales[h];
                 }
             }
         }

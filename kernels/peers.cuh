@@ -91,8 +91,8 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
     Mailbox* own = peers.mailboxes[peers.rank];
     __syncthreads();
     // Only blocks of this GPU meet here, so the GPU's scope is enough. The barriers before and after the
-    // addition are of the block; the chain from any thread's writes, by its block's barrier, the addition, and
-    // the last block's barrier to the release below is in causality order (PTX ISA, "Memory Consistency
+    // addition are of the block; the chain from any thread's writes, by its block's barrier, the addition,
+    // and the last block's barrier to the release below is in causality order (PTX ISA, "Memory Consistency
     // Model"), whatever the scopes of its links. So that release publishes the writes of all blocks.
     if (threadIdx.x == 0) last = add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
     __syncthreads();

@@ -169,7 +169,8 @@ DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out
         Eight x = 8 * i < row.cols ? row.load(i) : zeros;
         x.each([&](uint32_t, float& x) { x *= inverse; });
         const uint32_t low = e4m3x2(x.low.x, x.low.y) | static_cast<uint32_t>(e4m3x2(x.low.z, x.low.w)) << 16;
-        const uint32_t high = e4m3x2(x.high.x, x.high.y) | static_cast<uint32_t>(e4m3x2(x.high.z, x.high.w)) << 16;
+        const uint32_t last = e4m3x2(x.high.z, x.high.w);
+        const uint32_t high = e4m3x2(x.high.x, x.high.y) | last << 16;
         *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(low, high);
     }
     return scale;

@@ -29,7 +29,8 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!("nccl: {error:#}");
     }
     print_line!(
-        "{ranks} ranks on GPUs {:?}, rows of {} floats, BF16 where a norm follows; microseconds, the best of some",
+        "{ranks} ranks on GPUs {:?}, rows of {} floats, BF16 where a norm follows; microseconds, the best of \
+         some",
         args.gpus,
         args.hidden
     )?;

@@ -87,7 +87,8 @@ impl EngineBench {
         let (tokens, most) = (input_len + output_len, prepared.model.max_positions);
         ensure!(
             tokens <= most,
-            "--input-len and --output-len: expected at most {most} tokens together (--max-model-len), got {tokens}"
+            "--input-len and --output-len: expected at most {most} tokens together (--max-model-len), \
+             got {tokens}"
         );
         ensure!(prepared.scoring.is_none(), "--model: expected a model that generates, got a reward model");
         prepared.log = handle;

@@ -1,5 +1,5 @@
-//! The commands of the binary, one file each: from arguments to calls. The measurements of `octant bench` are in
-//! `src/bench`; only those that start an engine as `octant serve` does begin here.
+//! The commands of the binary, one file each: from arguments to calls. The measurements of `octant bench` are
+//! in `src/bench`; only those that start an engine as `octant serve` does begin here.
 
 pub mod batch;
 pub mod bench;

@@ -37,10 +37,10 @@ pub struct RowShape {
 /// assumes that a two-shot all-reduce of a smaller message takes as long as one of this size.
 const TWO_SHOT_MIN: f64 = 512e3;
 
-/// Bytes per element of what ranks send one another, and of a layer's results. A one-shot sum takes as long as
-/// an all-reduce of the parts, which every rank reads. In a two-shot sum, each rank first adds up the parts of
-/// its share and then passes the result on. Each of the two phases is half of an all-reduce's traffic, so a
-/// two-shot sum takes as long as an all-reduce with the mean of both sizes.
+/// Bytes per element of what ranks send one another, and of a layer's results. A one-shot sum takes as long
+/// as an all-reduce of the parts, which every rank reads. In a two-shot sum, each rank first adds up the
+/// parts of its share and then passes the result on. Each of the two phases is half of an all-reduce's
+/// traffic, so a two-shot sum takes as long as an all-reduce with the mean of both sizes.
 #[derive(Debug, Clone, Copy)]
 struct ElementBytes {
     /// Results of products, and so the parts of sums.

@@ -6,8 +6,8 @@ use super::{BLOCK_TOKENS, SPLIT_BLOCKS};
 /// Positions of a split, which is multiplied whole.
 pub(crate) const SPLIT_TOKENS: usize = SPLIT_BLOCKS * BLOCK_TOKENS;
 
-/// Rows of the longest segment that `attention_decode` computes, in a graph too. It computes the splits of a row
-/// in parallel, which is faster for long contexts. Both kernels give the same bits.
+/// Rows of the longest segment that `attention_decode` computes, in a graph too. It computes the splits of a
+/// row in parallel, which is faster for long contexts. Both kernels give the same bits.
 pub(crate) const DECODE_ROWS: usize = 4;
 
 /// Query heads of a block of `attention_decode`.

@@ -343,8 +343,8 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     fn step(&self, capacity: StepCapacity) -> Result<Self::Step, DeviceError>;
     /// Copies the valid rows to the host, row-major, as F32.
     fn read(&self, floats: &Floats<Self>) -> Result<Vec<f32>, DeviceError>;
-    /// Overwrites the valid rows from the host, rounded to the buffer's type. `host` holds whole rows and sets
-    /// their number.
+    /// Overwrites the valid rows from the host, rounded to the buffer's type. `host` holds whole rows and
+    /// sets their number.
     fn write(&self, host: &[f32], floats: &mut Floats<Self>) -> Result<(), DeviceError>;
 
     // Steps.
@@ -380,9 +380,9 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// out = x · wᵀ, scaled: \[rows, in\] × \[out, in\] → \[rows, out\], accumulated in F32 and rounded to
     /// the type of `out`.
     fn linear(&self, x: &Self::Acts, w: &Self::Matrix, out: &mut Floats<Self>) -> Result<(), DeviceError>;
-    /// Rotates Q and K of each row by its position, in F32, and writes K and V to the cache. Then computes the causal
-    /// attention of each row over its sequence's cached positions; K and V are read from the cache only.
-    /// out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
+    /// Rotates Q and K of each row by its position, in F32, and writes K and V to the cache. Then computes
+    /// the causal attention of each row over its sequence's cached positions; K and V are read from the cache
+    /// only. out = quant(softmax(q·kᵀ / sqrt(head_dim)) · v), \[rows, q_heads × head_dim\].
     fn attention(
         &self,
         step: &Self::Step,

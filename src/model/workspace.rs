@@ -67,8 +67,8 @@ impl<D: Device> Shortlists<D> {
 const STEPS_AHEAD: usize = 2;
 
 /// Limit on sampling launches in flight. A step has one per [`LOGIT_ROWS`] rows, and one more because rows
-/// sampled from shortlists and rows sampled from all logits are launched separately. A step with drafts, which
-/// is alone in flight, may use all of them.
+/// sampled from shortlists and rows sampled from all logits are launched separately. A step with drafts,
+/// which is alone in flight, may use all of them.
 fn samples(slots: usize) -> usize {
     STEPS_AHEAD * (slots.div_ceil(LOGIT_ROWS) + 1)
 }
@@ -98,9 +98,9 @@ pub struct StepBytes {
 }
 
 impl StepBytes {
-    /// Bytes on a device with this layout, for weights of this precision; `config` is one rank's share. Covers what [`Workspace::new`]
-    /// allocates and the scratch memory that operations grow to, except attention's, which depends on the KV
-    /// cache.
+    /// Bytes on a device with this layout, for weights of this precision; `config` is one rank's share.
+    /// Covers what [`Workspace::new`] allocates and the scratch memory that operations grow to, except
+    /// attention's, which depends on the KV cache.
     pub fn new(config: &ModelConfig, layout: &Layout, precision: Precision, room: &StepRoom) -> Self {
         let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
         let StepRoom { ranks, rows, slots, .. } = *room;

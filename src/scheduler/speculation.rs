@@ -1,7 +1,7 @@
 //! Speculative decoding: which sequences feed drafts in the next step, and how many.
 //!
-//! A row feeds the sequence's last token and its drafts, and samples at each of these positions. A sample is a
-//! function of the seed, the position and the tokens before it. So the samples up to the first that differs
+//! A row feeds the sequence's last token and its drafts, and samples at each of these positions. A sample is
+//! a function of the seed, the position and the tokens before it. So the samples up to the first that differs
 //! from its draft, and this one, are the tokens that steps without drafts would have sampled: speculation
 //! changes when tokens come, and no token and no log-probability.
 //!
@@ -9,8 +9,8 @@
 //! to have some, one step is in flight for all sequences. (With two, a sequence with drafts would have a row
 //! in every second step only.)
 //!
-//! Drafts are chosen by their chances ([`super::ngram`]) and by the times of steps ([`StepTimes`]): those that
-//! raise the expected tokens per second most, and none unless they raise them by [`LEAST_GAIN`].
+//! Drafts are chosen by their chances ([`super::ngram`]) and by the times of steps ([`StepTimes`]): those
+//! that raise the expected tokens per second most, and none unless they raise them by [`LEAST_GAIN`].
 
 use super::Scheduler;
 use super::blocks::Pool;

@@ -1,5 +1,6 @@
 //! Random arrivals, aborts, lengths, priorities and salts, in KV caches small enough to force preemption and
-//! eviction, with and without drafts. Every request must get the same tokens as alone, exactly once, and every block must be freed.
+//! eviction, with and without drafts. Every request must get the same tokens as alone, exactly once, and
+//! every block must be freed.
 
 use std::sync::Arc;
 

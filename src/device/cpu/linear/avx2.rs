@@ -1,6 +1,6 @@
-//! The product with AVX2: F32 multiply-adds over weights that are decoded to F32. The thread decodes a chunk of
-//! a panel, whose layout is \[input\]\[32 outputs\], into its scratch memory, where it stays in the L1 cache
-//! while all rows are computed. The sums of a tile stay in registers over the chunk.
+//! The product with AVX2: F32 multiply-adds over weights that are decoded to F32. The thread decodes a chunk
+//! of a panel, whose layout is \[input\]\[32 outputs\], into its scratch memory, where it stays in the L1
+//! cache while all rows are computed. The sums of a tile stay in registers over the chunk.
 
 use std::arch::x86_64::*;
 use std::ops::Range;

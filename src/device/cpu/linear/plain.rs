@@ -1,5 +1,5 @@
-//! The product in plain code: F32 multiplications and additions over weights that are decoded to F32. A block of
-//! rows shares one decode of a panel, whose layout is \[input\]\[32 outputs\].
+//! The product in plain code: F32 multiplications and additions over weights that are decoded to F32. A block
+//! of rows shares one decode of a panel, whose layout is \[input\]\[32 outputs\].
 
 use std::ops::Range;
 
