@@ -60,7 +60,7 @@ fn product<D: Device>(device: &D, x: &[f32], matrix: &D::Matrix, cols: usize, ou
 }
 
 fn main() {
-    let cpu = Cpu::new(CpuOptions { threads: octant::machine::cores(), isa: None, pairs: None })
+    let cpu = Cpu::new(CpuOptions { threads: octant::machine::cores(), ..Default::default() })
         .expect("a CPU device");
     let host = Cuda::on_host(false, Products::default()).expect("kernels on the host");
     let mut failed = false;
