@@ -117,7 +117,7 @@ struct QueryRows {
     static constexpr uint32_t CHUNKS = D / 64;
     // Query rows of a thread.
     static constexpr uint32_t COLUMNS = N / 4;
-    // Of N rows in shared memory: 64 elements of Q, or the probabilities of a block.
+    // Bytes of an operand in shared memory: 64 elements of Q, or the probabilities of a block, of N rows.
     static constexpr uint32_t OPERAND_BYTES = N * 128;
     // Shared memory of a warpgroup: Q, P, for each warp and row a maximum, a sum, and two numbers that
     // prefill keeps, and for each row its end.
@@ -125,11 +125,11 @@ struct QueryRows {
 
     // Aligned to 1,024 bytes.
     unsigned char* memory;
-    // Of `group_sync`.
+    // The warpgroup's id for `group_sync`.
     uint32_t barrier;
     float scale;
-    // Of query row 8j + 2c + i at 2j + i: the maximum of the split's scaled scores, and the sum of its
-    // probabilities, which are relative to the maximum.
+    // The maximum of the split's scaled scores, and the sum of its probabilities, which are relative to the
+    // maximum. Index 2j + i is of query row 8j + 2c + i.
     float maximum[COLUMNS];
     float denominator[COLUMNS];
 

@@ -15,7 +15,7 @@ const SHAPES: [HeadShape; 5] = [
     HeadShape { q_heads: 2, kv_heads: 1, head_dim: 192 },
     HeadShape { q_heads: 16, kv_heads: 1, head_dim: 128 },
     // Not a multiple of 4.
-    HeadShape { q_heads: 1, kv_heads: 1, head_dim: 66 },
+    HeadShape { q_heads: 8, kv_heads: 1, head_dim: 66 },
 ];
 
 /// Shapes of sequences of several splits. The last one has more heads than a tile of the decode kernel.
