@@ -213,7 +213,8 @@ pub(crate) struct NetworkArgs {
     #[arg(long, env = "OCTANT_TOOL_CALL_PARSER", value_name = "FORMAT", value_parser = tool_format)]
     pub(crate) tool_call_parser: Option<ToolFormat>,
     /// Tokens per stream event after the first. Higher values use less CPU on server and client. Requests
-    /// with `stop` strings always get one token per event
+    /// with `stop` strings always get one token per event. With --speculate, the tokens of a step count as
+    /// one
     #[arg(
         long,
         env = "OCTANT_STREAM_INTERVAL",

@@ -139,6 +139,7 @@ mod reward_texts;
 pub mod rewards;
 mod routes;
 mod scripted;
+mod speculation;
 mod streams;
 pub mod test_server;
 mod token_fields;

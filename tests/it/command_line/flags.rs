@@ -58,6 +58,11 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--random-seed 3", "--random-seed: a seed belongs to one request"),
         ("--sharded true", "--sharded: use --tensor-parallel-size"),
         ("--allow-credentials", "--allow-credentials: use --allowed-origins"),
+        ("--speculative-config {}", "--speculative-config: write --speculate ngram, and --speculative-tokens"),
+        ("--speculative-draft-model-path D", "--speculative-draft-model-path: draft models are not supported"),
+        ("--speculative-algorithm EAGLE", "--speculate: expected off or ngram, got `EAGLE`"),
+        ("--speculate 3", "--speculate: expected off or ngram, got `3`"),
+        ("--speculative-tokens 17", "--speculative-tokens: expected a whole number from 1 to 16, got `17`"),
     ] {
         let error = parsed(&format!("serve DIR {line}")).unwrap_err();
         assert!(error.starts_with(part), "{line}: {error}");
@@ -81,6 +86,21 @@ fn flags_of_other_servers_say_what_to_do_instead() {
             parsed(&format!("serve {line} DIR --port 5")).unwrap_or_else(|error| panic!("{line}: {error}"));
         assert!(found.contains(&format!("notes: [\"{note}")), "{line}: {found}");
         assert!(found.contains("model: \"DIR\"") && found.contains("port: 5"), "{line}: {found}");
+    }
+}
+
+#[test]
+fn speculation_has_the_names_of_other_servers() {
+    for (line, method, tokens) in [
+        ("", "Off", 8),
+        ("--speculate ngram", "Ngram", 8),
+        ("--speculative-algorithm NGRAM --speculative-num-draft-tokens 4", "Ngram", 4),
+        ("--speculate ngram --num-speculative-tokens 3", "Ngram", 3),
+        ("--spec-type ngram-simple --draft-max 16", "Ngram", 16),
+    ] {
+        let found = parsed(&format!("serve DIR {line}")).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let expected = format!("speculate: {method}, speculative_tokens: {tokens}");
+        assert!(found.contains(&expected), "{line}: {found}");
     }
 }
 

@@ -2,13 +2,13 @@
 
 use octant::cost::RowShape;
 use octant::engine::{Engine, Forecast, Recorder, SubmitOptions, TargetItl};
-use octant::scheduler::SchedulerConfig;
+use octant::scheduler::{SchedulerConfig, StepTime, StepTimes};
 use octant::simulator::replay::{replay, resimulate};
 use octant::simulator::simulation_plot::target_itl_svg;
 use octant::simulator::simulation_report::{SimulationReport, Slo};
 use octant::simulator::trace::{Trace, TraceHeader, write_events, write_header};
 use octant::simulator::virtual_time::{ScriptedRequest, StepOutcome, VirtualTime};
-use octant::simulator::workload::{Spread, SyntheticWorkload};
+use octant::simulator::workload::{Spread, SyntheticWorkload, repeat_prompts};
 use octant::simulator::{RequestOutcome, SimulatedModel, Simulator, SyntheticAnswers};
 
 use super::{cost, recorded};
@@ -54,6 +54,35 @@ fn server(config: SchedulerConfig, work: &SyntheticWorkload) -> VirtualTime {
 
 fn report(server: &VirtualTime) -> SimulationReport {
     SimulationReport::new(&server.timelines(), server.samples(), SLO)
+}
+
+/// With few requests at once, steps of a large model take about as long with drafts as without.
+#[test]
+fn accepted_drafts_shorten_answers() {
+    let work = synthetic(60, 1.0, 200.0, 120.0);
+    let seconds = |max_drafts: usize, acceptance: f64| {
+        let config = SchedulerConfig { max_drafts, vocab_size: 100_000, ..config() };
+        let mut workload = work.generate(config.vocab_size, config.max_sequence_tokens()).arrivals;
+        repeat_prompts(&mut workload, acceptance, 3);
+        let mut server = VirtualTime::new(config, 2, SimulatedModel::scripted(cost()));
+        let row = |tokens: u32| RowShape { tokens, position: 0, logits: tokens };
+        let time = |rows: usize| StepTime { rows, seconds: cost().step([row(rows as u32)]).total() };
+        server.set_step_times(StepTimes::new(StepTimes::rows_to_measure(64).map(time).collect()));
+        for arrival in workload {
+            server.arrive(arrival.at, vec![arrival.request]);
+        }
+        server.run().unwrap();
+        let report = report(&server);
+        assert_eq!(report.finished, 60);
+        let counts = server.scheduler().counts().speculation;
+        (report.latency.p50, counts.all_accepted() as f64 / counts.drafts.max(1) as f64)
+    };
+    let (plain, _) = seconds(0, 0.8);
+    let (drafting, accepted) = seconds(8, 0.8);
+    let (useless, _) = seconds(8, 0.0);
+    assert!(drafting < 0.6 * plain, "{drafting} s with drafts, {plain} s without");
+    assert!(accepted > 0.5, "{accepted} of the drafts were accepted");
+    assert!(useless <= 1.001 * plain, "{useless} s with drafts that are never accepted, {plain} s without");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Random requests, request files, reports and plots.
 
 use octant::simulator::simulation_report::{SimulationReport, Slo, table};
-use octant::simulator::workload::{Spread, SyntheticWorkload, Workload, parse};
+use octant::simulator::workload::{Spread, SyntheticWorkload, Workload, parse, repeat_prompts};
 use octant::simulator::{RequestOutcome, RequestTimeline, simulation_plot};
 use octant::statistics::Distribution;
 
@@ -49,6 +49,32 @@ fn the_requests_of_a_seed_never_change() {
         let (asked, answer) = (&arrival.request.request.prompt, &arrival.request.answer);
         assert!((arrival.at - at).abs() < 1e-11, "{}, expected {at}", arrival.at);
         assert_eq!((asked.len(), &asked[..2], answer.last()), (prompt, &first[..], Some(&last)));
+    }
+}
+
+#[test]
+fn answers_repeat_their_prompts_with_the_share_of_the_acceptance() {
+    let fixed = |mean| Spread { mean, cv: 0.0 };
+    let work = SyntheticWorkload {
+        requests: 20,
+        interval: fixed(1.0),
+        prompt: fixed(300.0),
+        answer: fixed(500.0),
+        seed: 1,
+    };
+    for acceptance in [0.0, 0.6, 1.0] {
+        let mut arrivals = work.generate(100_000, 1000).arrivals;
+        repeat_prompts(&mut arrivals, acceptance, 1);
+        let repeated = |arrival: &octant::simulator::workload::Arrival| -> usize {
+            let (prompt, answer) = (&arrival.request.request.prompt, &arrival.request.answer);
+            let equal = |first: usize| {
+                let repeated = prompt.iter().cycle().skip(first);
+                answer.iter().zip(repeated).filter(|(one, other)| one == other).count()
+            };
+            (0..prompt.len()).map(equal).max().unwrap_or(0)
+        };
+        let share = arrivals.iter().map(repeated).sum::<usize>() as f64 / (20.0 * 500.0);
+        assert!((share - acceptance).abs() < 0.02, "{share} of {acceptance}");
     }
 }
 

@@ -1,0 +1,166 @@
+#!/usr/bin/env python3
+"""Measures what `--speculate ngram` gains, by task and by number of requests at once.
+
+Two servers of one model run side by side, one without and one with speculative decoding, and take turns: only
+one of them has requests at a time. Their answers are compared: every text must be the same.
+
+    python3 scripts/speculation.py DIR [--octant target/release/octant] [--json FILE] [-- FLAGS OF BOTH SERVERS]
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+TEXT = """The lighthouse at Cape Morrow was built in 1872 by the engineer Anna Lindqvist. It stands forty \
+metres above the sea and its lamp can be seen from thirty kilometres away. For ninety years a keeper lived in \
+the small house beside the tower. The last keeper, Anna's great-grandson Peter, left in 1962, when the lamp \
+became automatic. Today the house is a museum. Visitors can climb the two hundred steps to the gallery, look \
+at the old clockwork that turned the lens, and read the keepers' diaries. The museum is open from May to \
+October, and the ticket costs six euros."""
+CODE = """class Account:
+    def __init__(self, owner, balance=0):
+        self.owner = owner
+        self.balance = balance
+
+    def deposit(self, amount):
+        if amount <= 0:
+            raise ValueError("amount must be positive")
+        self.balance += amount
+        return self.balance
+
+    def withdraw(self, amount):
+        if amount <= 0:
+            raise ValueError("amount must be positive")
+        if amount > self.balance:
+            raise ValueError("not enough money")
+        self.balance -= amount
+        return self.balance
+"""
+EDITS = [("Anna", "Maria"), ("lighthouse", "windmill"), ("1872", "1901"), ("museum", "school"),
+         ("Peter", "Oscar"), ("forty", "sixty"), ("euros", "dollars"), ("Cape Morrow", "Port Ellis")]
+FUNCTIONS = ["reverses a string", "computes the factorial of n", "checks whether a number is prime",
+             "merges two sorted lists", "counts the words of a file", "finds the largest item of a list",
+             "computes the greatest common divisor", "sorts a list by bubble sort"]
+QUESTIONS = ["What is the capital of France, and what is it known for?", "How does a bicycle stay upright?",
+             "Give me three tips for sleeping well.", "Why is the sky blue?", "Write a short poem about rain.",
+             "What should I cook with potatoes and eggs?", "Explain what a black hole is to a child.",
+             "Who wrote Hamlet, and what is it about?"]
+
+
+def chat(text, **fields):
+    return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def tasks():
+    """The request bodies of each task."""
+    greedy, random = {"temperature": 0}, {"temperature": 0.7, "seed": 11}
+    edit = "Copy the following text, but write %s instead of %s. Answer with the text only.\n\n%s"
+    rename = "Rename the method %s to %s in this code. Answer with the whole code only.\n\n%s"
+    names = [("deposit", "pay_in"), ("withdraw", "pay_out"), ("deposit", "add"), ("withdraw", "take")]
+    return {
+        "edit a text": [chat(edit % (new, old, TEXT), **greedy) for old, new in EDITS],
+        "edit code": [chat(rename % (old, new, CODE), **kind) for old, new in names for kind in (greedy, random)],
+        "write code": [chat(f"Write a Python function that {what}, with an example.", **greedy)
+                       for what in FUNCTIONS],
+        "chat, greedy": [chat(question, **greedy) for question in QUESTIONS],
+        "chat, random": [chat(question, **random) for question in QUESTIONS],
+    }
+
+
+class Server:
+    def __init__(self, octant, directory, flags):
+        command = [octant, "serve", directory, "--port", "0", "--served-model-name", "m",
+                   "--stop-with-stdin", "true", *flags]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.log = []
+        for line in self.process.stderr:
+            self.log.append(line)
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            if found:
+                self.url = f"http://127.0.0.1:{found.group(1)}"
+                break
+        else:
+            raise SystemExit("".join(self.log))
+        ThreadPoolExecutor(1).submit(self.log.extend, self.process.stderr)
+        while True:
+            try:
+                urllib.request.urlopen(self.url + "/health/ready").read()
+                return
+            except OSError:
+                time.sleep(0.05)
+
+    def answer(self, body):
+        request = urllib.request.Request(self.url + "/v1/chat/completions", json.dumps(body).encode(),
+                                         {"content-type": "application/json"})
+        reply = json.load(urllib.request.urlopen(request))
+        return reply["choices"][0]["message"]["content"], reply["usage"]["completion_tokens"]
+
+    def drafts(self):
+        """Drafts fed and drafts accepted."""
+        text = urllib.request.urlopen(self.url + "/metrics").read().decode()
+        names = ["num_draft_tokens_total", "num_accepted_tokens_total"]
+        return [float(re.search(rf"^vllm:spec_decode_{name}{{.*}} (\S+)", text, re.M).group(1)) for name in names]
+
+    def run(self, bodies, at_once):
+        """Texts, tokens per second, and the drafts of the run."""
+        before = self.drafts()
+        begin = time.monotonic()
+        with ThreadPoolExecutor(at_once) as pool:
+            answers = list(pool.map(self.answer, bodies))
+        took = time.monotonic() - begin
+        fed, accepted = (after - before for after, before in zip(self.drafts(), before))
+        return [text for text, _ in answers], sum(tokens for _, tokens in answers) / took, fed, accepted
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("directory")
+    parser.add_argument("--octant", default="target/release/octant")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--max-tokens", type=int, default=160)
+    parser.add_argument("--at-once", default="1,4,16")
+    parser.add_argument("--json")
+    parser.add_argument("flags", nargs="*")
+    args = parser.parse_args()
+    plain = Server(args.octant, args.directory, args.flags)
+    drafting = Server(args.octant, args.directory, ["--speculate", "ngram", *args.flags])
+    rows = []
+    print("| task | requests at once | off, tokens/s | ngram, tokens/s | ratio | drafts accepted |")
+    print("|---|---|---|---|---|---|")
+    for task, bodies in tasks().items():
+        bodies = [{**body, "model": "m", "max_tokens": args.max_tokens} for body in bodies]
+        for at_once in map(int, args.at_once.split(",")):
+            several = bodies * max(1, at_once // len(bodies))
+            rates = {plain: [], drafting: []}
+            texts, fed, accepted = {}, 0, 0
+            for turn in range(args.rounds + 1):
+                for server in (plain, drafting) if turn % 2 else (drafting, plain):
+                    texts[server], rate, *drafts = server.run(several, at_once)
+                    # The first turn fills the prefix cache.
+                    if turn > 0:
+                        rates[server].append(rate)
+                        fed, accepted = fed + drafts[0], accepted + drafts[1]
+            assert texts[plain] == texts[drafting], f"{task}: the answers differ"
+            off, ngram = (statistics.median(rates[server]) for server in (plain, drafting))
+            ratio = statistics.median(b / a for a, b in zip(rates[plain], rates[drafting]))
+            share = accepted / fed if fed else 0
+            print(f"| {task} | {at_once} | {off:.0f} | {ngram:.0f} | {ratio:.2f} | {accepted:.0f} of {fed:.0f} "
+                  f"({100 * share:.0f} %) |", flush=True)
+            rows.append({"task": task, "at_once": at_once, "off": rates[plain], "ngram": rates[drafting],
+                         "ratio": ratio, "fed": fed, "accepted": accepted})
+    for server in (plain, drafting):
+        server.process.stdin.close()
+        server.process.wait()
+    print(next((line.strip() for line in drafting.log if "milliseconds of a step" in line), ""))
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(rows, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
