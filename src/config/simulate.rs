@@ -11,7 +11,7 @@ use super::parsers::{at_least_0, at_least_1, at_most, boolean, got, model, rank_
 use super::{AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, name};
 use crate::cost::Hardware;
 use crate::device::KvDtype;
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 use crate::scheduler::Policy;
 
 /// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
@@ -151,6 +151,13 @@ pub struct SimulateArgs {
         help = or_recorded("Number format of linear layers", name(&SimulationArgs::PRECISION))
     )]
     pub(crate) quantization: Option<Precision>,
+    /// Element type of the LM head.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        help = or_recorded("Element type of the LM head", "as for `octant serve`")
+    )]
+    pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Element type of the KV cache.
     #[arg(
         long,
@@ -279,6 +286,7 @@ impl SimulateArgs {
             || self.tp.is_some()
             || self.gpu.is_some()
             || self.quantization.is_some()
+            || self.lm_head_dtype.is_some()
             || self.kv_cache_dtype.is_some()
             || self.deterministic.is_some()
             || self.max_num_seqs.is_some()
