@@ -20,7 +20,7 @@ use crate::device::Device;
 use crate::device::cpu::zeros_in_huge_pages;
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
-use crate::model::{DirectFile, Model, ModelConfig, Precision, ReadBuffer, read_threads};
+use crate::model::{DirectFile, HeadDtype, Model, ModelConfig, Precision, ReadBuffer, read_threads};
 use crate::runner::WeightBytes;
 use crate::statistics::{percentile, sorted};
 use crate::stdio::results::print_line;
@@ -42,7 +42,8 @@ struct TimedLoad {
 
 /// Runs the benchmark and prints its results.
 pub fn run(args: &BenchLoadArgs) -> anyhow::Result<ExitCode> {
-    let config = ModelConfig::from_dir(&args.model)?;
+    let mut config = ModelConfig::from_dir(&args.model)?;
+    config.head_dtype = args.lm_head_dtype.unwrap_or(HeadDtype::beside(args.quantization));
     let devices = Devices::open(&DeviceChoice {
         device: args.device,
         gpus: (0..args.tp).collect(),

@@ -19,7 +19,7 @@ use crate::generation::Generator;
 use crate::hub::{self, HubError, ModelName, Part};
 use crate::launch::{self, Devices, Prepared, prepare, recording};
 use crate::machine::check_threads;
-use crate::model::{Precision, check_directory};
+use crate::model::{HeadDtype, Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
 use crate::server::api_keys::Caller;
@@ -380,7 +380,8 @@ pub(super) fn log_banner(p: &Prepared, devices: &Devices) {
     };
     tracing::info!("model       {} ({})", p.config.model.served_names().join(", "), p.model.architecture);
     tracing::info!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
-    tracing::info!("precision   {precision}, KV cache {:?}", p.kv);
+    let head = if p.model.head_dtype == HeadDtype::Fp8 { "LM head FP8, " } else { "" };
+    tracing::info!("precision   {precision}, {head}KV cache {:?}", p.kv);
     if let Some(scoring) = &p.scoring {
         tracing::info!("score       {scoring}");
     }

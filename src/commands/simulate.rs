@@ -205,6 +205,7 @@ fn overrides(args: &SimulateArgs) -> Overrides {
         gpu: args.gpu.clone(),
         ranks: args.tp,
         precision: args.quantization,
+        head: args.lm_head_dtype,
         kv: args.kv_cache_dtype,
         deterministic: args.deterministic,
     }
@@ -235,7 +236,8 @@ fn scheduler_config(
         || args.tp.is_some()
         || args.gpu.is_some()
         || args.kv_cache_dtype.is_some()
-        || args.quantization.is_some();
+        || args.quantization.is_some()
+        || args.lm_head_dtype.is_some();
     let num_blocks = match r.filter(|_| !resized) {
         Some(recorded) => recorded.num_blocks,
         None => {

@@ -6,7 +6,7 @@ use clap::{ArgAction, Args, ValueEnum};
 
 use super::DeviceName;
 use super::parsers::{at_least_1, boolean, rank_count};
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 
 /// Arguments of `octant bench rank`.
 #[derive(Debug, Clone, Args)]
@@ -113,6 +113,9 @@ pub struct BenchLoadArgs {
     /// Number format of linear layers: FP8, or the format of the checkpoint
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
     pub(crate) quantization: Precision,
+    /// Element type of an LM head that the checkpoint stores as floats [default: as for `octant serve`]
+    #[arg(long, value_name = "TYPE", ignore_case = true)]
+    pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Repetitions of each measurement, in turn
     #[arg(long, value_name = "N", default_value = "3", value_parser = at_least_1)]
     pub(crate) reps: usize,

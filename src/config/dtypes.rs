@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use clap::builder::PossibleValue;
 
 use crate::device::KvDtype;
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 
 impl ValueEnum for Precision {
     fn value_variants<'a>() -> &'a [Self] {
@@ -15,6 +15,19 @@ impl ValueEnum for Precision {
         Some(match self {
             Self::Fp8 => PossibleValue::new("fp8").help("E4M3 weights and inputs"),
             Self::None => PossibleValue::new("none").help("Weights as stored, BF16 inputs"),
+        })
+    }
+}
+
+impl ValueEnum for HeadDtype {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Fp8, Self::Bf16]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Fp8 => PossibleValue::new("fp8").help("E4M3 with a scale per row"),
+            Self::Bf16 => PossibleValue::new("bf16").alias("bfloat16").help("BF16"),
         })
     }
 }

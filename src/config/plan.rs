@@ -7,7 +7,7 @@ use clap::{ArgAction, Args};
 use super::SchedulingArgs;
 use super::parsers::{boolean, model, position_count, positive_fraction, whole};
 use crate::cost::Hardware;
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 
 /// Arguments of `octant plan`.
 #[derive(Debug, Clone, Args)]
@@ -40,6 +40,9 @@ pub struct PlanArgs {
     /// Number format of linear layers: FP8, or the format of the checkpoint
     #[arg(long, value_name = "SCHEME", default_value = "fp8")]
     pub(crate) quantization: Precision,
+    /// Element type of an LM head that the checkpoint stores as floats [default: as for `octant serve`]
+    #[arg(long, value_name = "TYPE", ignore_case = true)]
+    pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = position_count())]
     pub(crate) max_model_len: Option<usize>,

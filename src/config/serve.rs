@@ -22,7 +22,7 @@ use super::scheduling::{AdmissionArgs, SchedulingArgs};
 use super::speculation::SpeculationArgs;
 use super::{Host, Size};
 use crate::device::KvDtype;
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 use crate::tools::ToolFormat;
 
 /// All settings of `octant serve`.
@@ -110,6 +110,10 @@ pub(crate) struct ModelArgs {
         alias = "quantize"
     )]
     pub(crate) quantization: Precision,
+    /// Element type of an LM head that the checkpoint stores as floats; one that is stored as FP8 stays FP8.
+    /// With fp8, the head of a model that shares it with the embedding is stored a second time [default: bf16]
+    #[arg(long, env = "OCTANT_LM_HEAD_DTYPE", value_name = "TYPE", ignore_case = true)]
+    pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Element type of the KV cache [default: fp8; bf16 with --quantization none]
     #[arg(long, env = "OCTANT_KV_CACHE_DTYPE", value_name = "TYPE", ignore_case = true)]
     pub(crate) kv_cache_dtype: Option<KvDtype>,
@@ -318,6 +322,11 @@ impl ModelArgs {
         let full = std::fs::canonicalize(&self.model).ok();
         let text = |path: &PathBuf| path.to_string_lossy().trim_end_matches('/').to_owned();
         [Some(&self.model), full.as_ref()].into_iter().flatten().map(text).collect()
+    }
+
+    /// Element type of an LM head that is stored as floats.
+    pub(crate) fn head_dtype(&self) -> HeadDtype {
+        self.lm_head_dtype.unwrap_or(HeadDtype::beside(self.quantization))
     }
 
     /// Element type of the KV cache.

@@ -16,7 +16,7 @@ use super::{
 use crate::cost::Hardware;
 use crate::device::KvDtype;
 use crate::engine::TargetItl;
-use crate::model::Precision;
+use crate::model::{HeadDtype, Precision};
 use crate::scheduler::{MAX_DRAFTS, Policy};
 
 /// A mean and a coefficient of variation, written `MEAN` or `MEAN:CV`.
@@ -156,6 +156,13 @@ pub struct SimulateArgs {
         help = or_recorded("Number format of linear layers", name(&SimulationArgs::PRECISION))
     )]
     pub(crate) quantization: Option<Precision>,
+    /// Element type of the LM head.
+    #[arg(
+        long,
+        value_name = "TYPE",
+        help = or_recorded("Element type of the LM head", "as for `octant serve`")
+    )]
+    pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Element type of the KV cache.
     #[arg(
         long,
@@ -313,6 +320,7 @@ impl SimulateArgs {
             || self.tp.is_some()
             || self.gpu.is_some()
             || self.quantization.is_some()
+            || self.lm_head_dtype.is_some()
             || self.kv_cache_dtype.is_some()
             || self.deterministic.is_some()
             || self.max_num_seqs.is_some()

@@ -17,9 +17,9 @@ pub struct StepTime {
     /// Time of products beyond the longest of these three: parts of unequal size, sums of tiles that are
     /// cut between blocks, launches, and launches that another of the three limits.
     pub cuts: f64,
-    /// Reading the LM head, which is BF16, once per 64 rows of logits.
+    /// Reading the LM head, which is BF16 or E4M3, once per 64 rows of logits.
     pub head_weights: f64,
-    /// Multiplying by the LM head, at half of `products`.
+    /// Multiplying by the LM head, at half of `products` unless head and inputs are E4M3.
     pub head_products: f64,
     /// Reading keys and values: L × positions of whole blocks × 2 × KV heads × head_dim × bytes per
     /// element / `read`.

@@ -12,7 +12,7 @@ use crate::config::SimulationArgs;
 use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::KvDtype;
 use crate::engine::{Forecast, SchedulerConfig};
-use crate::model::{ModelConfig, Precision};
+use crate::model::{HeadDtype, ModelConfig, Precision};
 use crate::scheduler::{StepTime, StepTimes};
 
 /// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
@@ -42,6 +42,8 @@ pub(crate) struct Overrides {
     pub(crate) ranks: Option<usize>,
     /// Number format of linear layers.
     pub(crate) precision: Option<Precision>,
+    /// Element type of the LM head.
+    pub(crate) head: Option<HeadDtype>,
     /// Element type of the KV cache.
     pub(crate) kv: Option<KvDtype>,
     /// Deterministic products.
@@ -65,7 +67,7 @@ impl CostInputs {
     /// FP8, deterministic. The model has no default.
     pub(crate) fn new(args: &Overrides, recorded: Option<&[(String, String)]>) -> anyhow::Result<Self> {
         let field = |name: &str| recorded.and_then(|fields| find(fields, name));
-        let model = match (&args.config, field("config")) {
+        let mut model = match (&args.config, field("config")) {
             (Some(dir), _) => ModelConfig::from_dir(dir)?,
             (None, Some(text)) => ModelConfig::from_text(text).context("of the recording")?,
             (None, None) => anyhow::bail!("--config: missing; expected a directory"),
@@ -78,13 +80,16 @@ impl CostInputs {
         let hardware = Hardware::named(gpu).map_err(anyhow::Error::msg).context("--gpu")?;
         let deterministic =
             field("deterministic").map_or(SimulationArgs::DETERMINISTIC, |value| value == "true");
+        let precision =
+            args.precision.map_or_else(|| parsed(field("precision"), SimulationArgs::PRECISION), Ok)?;
+        // Recordings of earlier versions have no element type of the head, which was BF16.
+        let head = if recorded.is_some() { HeadDtype::Bf16 } else { HeadDtype::beside(precision) };
+        model.head_dtype = args.head.map_or_else(|| parsed(field("lm_head_dtype"), head), Ok)?;
         Ok(Self {
             model,
             hardware,
             ranks: args.ranks.unwrap_or(ranks),
-            precision: args
-                .precision
-                .map_or_else(|| parsed(field("precision"), SimulationArgs::PRECISION), Ok)?,
+            precision,
             kv: args.kv.map_or_else(|| parsed(field("kv"), SimulationArgs::KV), Ok)?,
             deterministic: args.deterministic.unwrap_or(deterministic),
         })

@@ -9,7 +9,7 @@ use super::devices::{Devices, UsableMemory};
 use crate::config::{SchedulingArgs, ServeArgs};
 use crate::device::KvDtype;
 use crate::engine::{Recorder, SchedulerConfig};
-use crate::model::{GenerationConfig, ModelConfig, Precision, StepRoom};
+use crate::model::{GenerationConfig, HeadDtype, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::server::validate::Defaults;
 use crate::server::{Scoring, ServerStatus};
@@ -64,6 +64,7 @@ pub(crate) fn prepare(
     };
     let mut model = ModelConfig::from_dir(config_dir).context(flag)?;
     let scoring = scoring(&model, &config).context("--reward-weights")?;
+    model.head_dtype = head_dtype(&model, &config).context("--lm-head-dtype")?;
     limit_length(&mut model, config.model.max_model_len)?;
     let (precision, kv) = (config.model.quantization, config.model.kv_dtype());
     let share = model.share(devices.ranks()).map_err(anyhow::Error::msg).context("--tensor-parallel-size")?;
@@ -107,6 +108,16 @@ pub(crate) fn prepare(
         template,
         scoring,
     })
+}
+
+/// The element type of the model's LM head, if it is stored as floats.
+///
+/// # Errors
+/// The operator chose one, and the model has no LM head.
+fn head_dtype(model: &ModelConfig, config: &ServeArgs) -> anyhow::Result<HeadDtype> {
+    let chosen = config.model.lm_head_dtype.is_some();
+    anyhow::ensure!(!chosen || model.reward.is_none(), "expected a model with an LM head; this one scores");
+    Ok(config.model.head_dtype())
 }
 
 /// The values of the model's reward head, with the operator's weights.

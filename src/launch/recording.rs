@@ -20,6 +20,7 @@ pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Re
         ("gpu", simulation.gpu.clone()),
         ("ranks", devices.ranks().to_string()),
         ("precision", name(&p.precision)),
+        ("lm_head_dtype", name(&p.model.head_dtype)),
         ("kv", name(&p.kv)),
         ("deterministic", p.config.device.deterministic.to_string()),
         ("target_itl", p.config.scheduling.target_itl.to_string()),

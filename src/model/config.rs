@@ -9,7 +9,7 @@ use super::family::Family;
 use super::json::Object;
 use super::reward_head::RewardHead;
 use super::scheme::Scheme;
-use super::{rope, tied_head};
+use super::{Precision, rope, tied_head};
 use crate::device::{Activation, HeadShape, NormKind};
 
 /// A decoder's architecture. The two families differ only in these values.
@@ -37,6 +37,9 @@ pub struct ModelConfig {
     pub activation: Activation,
     /// Whether the LM head shares the embedding's weights.
     pub tied: bool,
+    /// Element type of an LM head that is stored as floats; a setting, BF16 in a configuration that was just
+    /// read.
+    pub head_dtype: HeadDtype,
     /// Inverse frequencies of the rotary embedding, one per pair of rotated dimensions.
     pub inv_freq: Vec<f32>,
     /// The reward head, which a model has instead of an LM head.
@@ -45,6 +48,23 @@ pub struct ModelConfig {
     pub scheme: Scheme,
     /// Warnings for the operator: keys that have no effect or contradict others.
     pub warnings: Vec<String>,
+}
+
+/// Element type of an LM head that is stored as floats. A head that is stored as E4M3 stays E4M3.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HeadDtype {
+    /// BF16.
+    #[default]
+    Bf16,
+    /// E4M3 with a scale per row, quantised on load.
+    Fp8,
+}
+
+impl HeadDtype {
+    /// The default beside linear layers of this precision.
+    pub(crate) fn beside(_precision: Precision) -> Self {
+        Self::Bf16
+    }
 }
 
 impl ModelConfig {
@@ -97,6 +117,7 @@ impl ModelConfig {
             norm_eps: norm_eps(config, family, &mut warnings)? as f32,
             activation: activation(config, family)?,
             tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
+            head_dtype: HeadDtype::default(),
             inv_freq: rope::inverse_frequencies(config, family, heads.head_dim, &mut warnings)?,
             reward,
             scheme: Scheme::read(dir, config)?,

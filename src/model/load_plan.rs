@@ -11,7 +11,7 @@ use super::config::ModelConfig;
 use super::convert;
 use super::error::LoadError;
 use super::scheme::{Scheme, StoredFormat};
-use super::{Precision, Shard};
+use super::{HeadDtype, Precision, Shard};
 use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
 
 /// A matrix of the model; every rank has one of this shape.
@@ -93,7 +93,7 @@ pub(super) struct LoadPlan {
 pub(super) enum HeadPlan {
     /// The embedding is the LM head.
     Embedding,
-    /// An LM head of its own.
+    /// An LM head with weights of its own.
     Matrix(usize),
     /// A reward head \[width, hidden\] with a bias \[width\], in F32; every rank has all of it.
     Reward { weight: Vec<f32>, bias: Vec<f32> },
@@ -292,15 +292,12 @@ impl LoadPlanner<'_> {
     fn embedding(&mut self) -> Result<usize, LoadError> {
         let stored = self.checkpoint.has("model.embed_tokens.weight");
         let as_head = !stored && self.config.tied && self.checkpoint.has("lm_head.weight");
-        self.table(if as_head { "lm_head" } else { "model.embed_tokens" })
+        self.table(if as_head { "lm_head" } else { "model.embed_tokens" }, HeadDtype::Bf16)
     }
 
-    /// Plans an embedding or LM head, divided by ids. It is BF16 unless stored as E4M3. If the last ranks
-    /// have fewer ids than the others, their remaining rows are zero.
-    fn table(&mut self, module: &str) -> Result<usize, LoadError> {
+    /// Plans an embedding or LM head. It has type `dtype` unless stored as E4M3.
+    fn table(&mut self, module: &str, dtype: HeadDtype) -> Result<usize, LoadError> {
         let (vocab, input) = (self.config.vocab, self.config.hidden);
-        let ids = self.each(|shard| shard.ids(vocab));
-        let out = vocab.div_ceil(self.shards[0].ranks);
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), &[vocab, input])?;
         let (form, quant) = if tensor.dtype == Dtype::F8_E4M3 {
             let (_, form, scale) = self.stored_fp8(module, &[vocab, input])?;
@@ -312,26 +309,51 @@ impl LoadPlanner<'_> {
             (form, quant)
         } else {
             convert::float_width(&tensor)?;
-            (WeightForm::Bf16, ActQuant::Bf16)
+            match (dtype, self.precision) {
+                (HeadDtype::Bf16, _) => (WeightForm::Bf16, ActQuant::Bf16),
+                (HeadDtype::Fp8, precision) => (WeightForm::Quantised, inputs_of_quantised_head(precision)),
+            }
         };
+        Ok(self.add_table(tensor, form, quant))
+    }
+
+    /// Adds an embedding or LM head, divided by ids. If the last ranks have fewer ids than the others, their
+    /// remaining rows are zero.
+    fn add_table(&mut self, tensor: Tensor, form: WeightForm, quant: ActQuant) -> usize {
+        let (vocab, input) = (self.config.vocab, self.config.hidden);
+        let ids = self.each(|shard| shard.ids(vocab));
+        let out = vocab.div_ceil(self.shards[0].ranks);
         let matrix = self.matrices.len();
         self.matrices.push(MatrixPlan { out, input, bf16: matches!(form, WeightForm::Bf16), quant });
         let parts = ids.into_iter().enumerate();
         let parts =
             parts.map(|(rank, rows)| RankPart { rank, matrix, rows, cols: 0..input, first: 0 }).collect();
         self.sources.push(StoredMatrix { tensor, form, parts });
-        Ok(matrix)
+        matrix
+    }
+
+    /// Plans an LM head that is the embedding, which was planned last. If it should be E4M3 and the embedding
+    /// is BF16, the head is a second matrix: the embedding keeps the exact values of its rows.
+    fn tied_head(&mut self) -> HeadPlan {
+        let StoredMatrix { tensor, form, .. } = &self.sources[self.sources.len() - 1];
+        match (form, self.config.head_dtype) {
+            (WeightForm::Bf16, HeadDtype::Fp8) => {
+                let quant = inputs_of_quantised_head(self.precision);
+                HeadPlan::Matrix(self.add_table(tensor.clone(), WeightForm::Quantised, quant))
+            }
+            _ => HeadPlan::Embedding,
+        }
     }
 
     /// Plans the LM head or the reward head.
     fn head(&mut self) -> Result<HeadPlan, LoadError> {
         let Some(head) = &self.config.reward else {
             if !self.config.tied {
-                return Ok(HeadPlan::Matrix(self.table("lm_head")?));
+                return Ok(HeadPlan::Matrix(self.table("lm_head", self.config.head_dtype)?));
             }
             // Some exports store the tied LM head a second time.
             self.checkpoint.skip("lm_head.weight");
-            return Ok(HeadPlan::Embedding);
+            return Ok(self.tied_head());
         };
         // NeMo stores the LM head that the reward model was trained from.
         self.checkpoint.skip("lm_head.weight");
@@ -372,6 +394,14 @@ impl LoadPlanner<'_> {
         let names = names.iter().map(|name| format!("{base}.self_attn.{name}"));
         let Some(name) = names.into_iter().find(|name| self.checkpoint.has(name)) else { return Ok(1.0) };
         convert::scalar(&self.checkpoint.take(&name)?)
+    }
+}
+
+/// Format of the inputs of an LM head that is quantised on load.
+pub(super) fn inputs_of_quantised_head(precision: Precision) -> ActQuant {
+    match precision {
+        Precision::Fp8 => ActQuant::Fp8PerToken,
+        Precision::None => ActQuant::Bf16,
     }
 }
 

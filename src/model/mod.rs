@@ -32,7 +32,7 @@ mod workspace;
 use std::path::Path;
 
 pub(crate) use checkpoint::{Checkpoint, Stored};
-pub use config::ModelConfig;
+pub use config::{HeadDtype, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
 pub use direct_file::{DirectFile, ReadBuffer};
 pub(crate) use directory::{check_directory, check_model_directory};

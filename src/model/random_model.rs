@@ -2,7 +2,8 @@
 //! distributed and quantised like real ones. Every layer is different, so that no cache makes the result look
 //! better.
 
-use super::{Head, Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
+use super::load_plan::inputs_of_quantised_head;
+use super::{Head, HeadDtype, Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::{
     ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, RandomWeights, RewardWeights, Rope, fp8,
     upload_floats,
@@ -45,7 +46,7 @@ impl<D: Device> Model<D> {
             progress(index + 1);
         }
         Ok(Self {
-            embedding: generator.table()?,
+            embedding: generator.table(HeadDtype::Bf16)?,
             final_norm: generator.norm()?,
             head: generator.head()?,
             layers,
@@ -105,9 +106,10 @@ impl<D: Device> WeightGenerator<'_, D> {
     /// The LM head, or a reward head whose values are all 0.
     fn head(&mut self) -> Result<Head<D>, DeviceError> {
         let (hidden, width) = (self.config.hidden, self.config.reward_width());
+        let dtype = self.config.head_dtype;
         Ok(match (width, self.config.tied) {
-            (0, true) => Head::Embedding,
-            (0, false) => Head::Own(self.table()?),
+            (0, true) if dtype == HeadDtype::Bf16 => Head::Embedding,
+            (0, _) => Head::Own(self.table(dtype)?),
             _ => Head::Reward(RewardWeights {
                 weight: upload_floats(self.device, hidden, &vec![0.0; width * hidden])?,
                 bias: upload_floats(self.device, width, &vec![0.0; width])?,
@@ -116,9 +118,11 @@ impl<D: Device> WeightGenerator<'_, D> {
     }
 
     /// An embedding or LM head.
-    fn table(&mut self) -> Result<Linear<D::Matrix>, DeviceError> {
-        let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, true)?;
-        Ok(Linear { matrix, quant: ActQuant::Bf16 })
+    fn table(&mut self, dtype: HeadDtype) -> Result<Linear<D::Matrix>, DeviceError> {
+        let bf16 = dtype == HeadDtype::Bf16;
+        let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, bf16)?;
+        let quant = if bf16 { ActQuant::Bf16 } else { inputs_of_quantised_head(self.precision) };
+        Ok(Linear { matrix, quant })
     }
 
     /// The next random matrix; each call uses a new seed.

@@ -2,7 +2,7 @@
 //! arithmetic, used by the start-up banner, the refusal to start, and `octant plan`, which needs no device.
 
 use crate::device::{BLOCK_TOKENS, CacheSpec, HeadShape, KvDtype, Layout, SPLIT_BLOCKS};
-use crate::model::{ModelConfig, Precision, Scheme, StepBytes, StepRoom};
+use crate::model::{HeadDtype, ModelConfig, Precision, Scheme, StepBytes, StepRoom};
 
 /// Bytes of one rank's weights in the layout of its device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct WeightBytes {
     pub layers: u64,
     /// Embedding table.
     pub embedding: u64,
-    /// LM head, 0 if it is the embedding; or reward head.
+    /// LM head with its scales, 0 if it is the embedding; or reward head.
     pub head: u64,
     /// All norm weights.
     pub norms: u64,
@@ -98,6 +98,10 @@ impl WeightBytes {
             embedding: table,
             head: match &config.reward {
                 Some(head) => head.elements(config.hidden) as u64 * 4,
+                None if config.head_dtype == HeadDtype::Fp8 => {
+                    let scales = config.vocab.next_multiple_of(layout.scales) * 4;
+                    matrix((config.vocab, config.hidden), true) + scales as u64
+                }
                 None if config.tied => 0,
                 None => table,
             },

@@ -6,7 +6,7 @@ use crate::config::{PlanArgs, name};
 use crate::cost::{CostModel, Figure, Hardware, RowShape, StepTime, TermOrigin};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::launch::prepared::limit_length;
-use crate::model::{ModelConfig, Precision, StepRoom};
+use crate::model::{HeadDtype, ModelConfig, Precision, StepRoom};
 use crate::runner::{GRAPH_LAUNCH_BYTES, MemoryNeeds, MemoryPlan, WeightBytes, graph_rows, token_bytes};
 
 /// The plan. Sizes are in bytes, times in seconds.
@@ -22,6 +22,8 @@ pub(super) struct Report {
     pub(super) tp: usize,
     /// `fp8` or `none`.
     pub(super) quantization: String,
+    /// Element type of an LM head that is stored as floats: `fp8` or `bf16`.
+    pub(super) lm_head_dtype: String,
     /// Maximum tokens of a sequence.
     pub(super) max_model_len: usize,
     /// Maximum sequences that run at once.
@@ -129,6 +131,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     let mut hardware = Hardware::named(&args.gpu).map_err(|e| anyhow::anyhow!("--gpu: {e}"))?;
     hardware.usable = args.gpu_memory_utilization.unwrap_or(hardware.usable);
     limit_length(&mut model, args.max_model_len)?;
+    model.head_dtype = args.lm_head_dtype.unwrap_or(HeadDtype::beside(args.quantization));
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
     let precision = args.quantization;
     let lists = Lists::new(args, model.max_positions)?;
@@ -146,6 +149,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         gpu: hardware.name.clone(),
         tp: args.tp,
         quantization: name(&precision),
+        lm_head_dtype: name(&model.head_dtype),
         max_model_len: model.max_positions,
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
@@ -211,6 +215,9 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     let head = match (&share.reward, weights.head) {
         (Some(head), _) => format!("F32 [{}, {}] and a bias, whole on every GPU", head.width, share.hidden),
         (None, 0) => "the embedding".to_owned(),
+        (None, _) if share.head_dtype == HeadDtype::Fp8 => {
+            format!("E4M3 [{}, {}] and its scales", share.vocab, share.hidden)
+        }
         (None, _) => table.clone(),
     };
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();

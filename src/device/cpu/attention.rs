@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::cache::{CacheData, CacheElement};
 use super::exp::exp;
-use super::isa::{DetectedIsa, by_isa, mul_add};
+use super::isa::{DetectedIsa, Isa, by_isa, mul_add};
 use super::quant::ActRows;
-use super::{Acts, Cache, Cpu, Floats, Parts, Step};
+use super::{Acts, Cache, Cpu, Floats, Parts, Step, Tile};
 use crate::device::{ActQuant, BLOCK_TOKENS, HeadShape, LayerKv};
 
 /// Rows per tile.
@@ -56,7 +56,7 @@ pub(super) fn run(cpu: &Cpu, inputs: AttentionInputs<'_>, out: &mut Acts) {
             if taken >= jobs {
                 return;
             }
-            let job = TileJob { inputs, index: jobs - 1 - taken, staged: &staged };
+            let job = TileJob { isa: cpu.isa, inputs, index: jobs - 1 - taken, staged: &staged };
             match &inputs.cache.data {
                 CacheData::Fp8(data) => tile_fp8(cpu.isa, job, data, scratch),
                 CacheData::Bf16(data) => tile_bf16(cpu.isa, job, data, scratch),
@@ -82,6 +82,7 @@ fn quantize<const FMA: bool>(out: &ActRows<'_>, stage: &[f32], range: Range<usiz
 /// The computation of one tile of rows for one KV head. `index` is tile × kv_heads + head.
 #[derive(Clone, Copy)]
 struct TileJob<'a> {
+    isa: DetectedIsa,
     inputs: AttentionInputs<'a>,
     index: usize,
     staged: &'a Parts<f32>,
@@ -124,27 +125,32 @@ fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch:
     maxima.fill(f32::NEG_INFINITY);
     denominators.fill(0.0);
     let end = inputs.step.positions[tile.first + tile.len - 1] as usize + 1;
+    let positions = &inputs.step.positions[tile.first..tile.first + tile.len];
     for (index, block) in segment.blocks[..end.div_ceil(BLOCK_TOKENS)].iter().enumerate() {
         let start = cache.offset(inputs.kv.layer, *block, head);
         let valid = BLOCK_TOKENS.min(end - index * BLOCK_TOKENS);
-        decode_block(&data[start..start + 2 * half], valid, keys, values);
-        for query in 0..queries {
-            let row = tile.first + query / group;
-            let position = inputs.step.positions[row] as usize;
-            let Some(visible) =
-                (position + 1).checked_sub(index * BLOCK_TOKENS).filter(|visible| *visible > 0)
-            else {
-                continue;
-            };
-            let q_head = head * group + query % group;
-            let q = &inputs.qkv.row(row)[q_head * head_dim..][..head_dim];
+        decode_block(job.isa, &data[start..start + 2 * half], valid, keys, values);
+        let block = Block {
+            keys: &*keys,
+            values: &*values,
+            first: index * BLOCK_TOKENS,
+            scale: inputs.kv.k_scale / (head_dim as f32).sqrt(),
+        };
+        // The rows before the block see none of it.
+        let mut query = group * positions.partition_point(|position| (*position as usize) < block.first);
+        while query < queries {
+            let count = at_once(job.isa).min(queries - query);
             let state = SoftmaxState {
-                sum: &mut sums[query * head_dim..(query + 1) * head_dim],
-                maximum: &mut maxima[query],
-                denominator: &mut denominators[query],
+                sums: &mut sums[query * head_dim..],
+                maxima: &mut maxima[query..],
+                denominators: &mut denominators[query..],
             };
-            let scale = inputs.kv.k_scale / (head_dim as f32).sqrt();
-            add_block::<FMA>(q, scale, keys, values, visible.min(BLOCK_TOKENS), state);
+            let of_job = QueryRows { job, tile, first: query };
+            query += match count {
+                4.. => add_block::<FMA, 4>(of_job, block, state),
+                2.. => add_block::<FMA, 2>(of_job, block, state),
+                _ => add_block::<FMA, 1>(of_job, block, state),
+            };
         }
     }
     for query in 0..queries {
@@ -156,99 +162,186 @@ fn tile<const FMA: bool, E: CacheElement>(job: TileJob<'_>, data: &[E], scratch:
     }
 }
 
+/// The most queries that are computed at once, so that they share the reads of K and V. Their sums take 16
+/// registers of AVX-512; other instruction sets have no registers for more than one query.
+fn at_once(isa: DetectedIsa) -> usize {
+    if isa.isa() == Isa::Avx512 { 4 } else { 1 }
+}
+
 /// Decodes K and V of a block to F32. V of the positions from `valid` on becomes 0: a previous owner of the
 /// block may have left NaN there, and a probability of 0 times NaN is NaN.
 #[inline(always)]
-fn decode_block<E: CacheElement>(block: &[E], valid: usize, keys: &mut [f32], values: &mut [f32]) {
+fn decode_block<E: CacheElement>(
+    isa: DetectedIsa,
+    block: &[E],
+    valid: usize,
+    keys: &mut [f32],
+    values: &mut [f32],
+) {
     let (k, v) = block.split_at(keys.len());
-    keys.iter_mut().zip(k).for_each(|(f, e)| *f = e.load());
-    values.iter_mut().zip(v).for_each(|(f, e)| *f = e.load());
+    E::load_all(isa, k, keys);
+    E::load_all(isa, v, values);
     if valid < BLOCK_TOKENS {
         let head_dim = values.len() / BLOCK_TOKENS;
         values[valid * head_dim..].fill(0.0);
     }
 }
 
-/// The running softmax of one query over the scores s of the blocks visited so far.
-struct SoftmaxState<'a> {
-    /// Σ e^(s − maximum) × v, \[head_dim\].
-    sum: &'a mut [f32],
-    /// The largest s.
-    maximum: &'a mut f32,
-    /// Σ e^(s − maximum).
-    denominator: &'a mut f32,
+/// A decoded block of one KV head.
+#[derive(Clone, Copy)]
+struct Block<'a> {
+    /// \[head_dim\]\[64\].
+    keys: &'a [f32],
+    /// \[64\]\[head_dim\].
+    values: &'a [f32],
+    /// The block's first position.
+    first: usize,
+    /// Factor on q·k.
+    scale: f32,
 }
 
-/// Adds one block to the softmax of a query, which may see the first `visible` positions of the block.
-#[inline(always)]
-fn add_block<const FMA: bool>(
-    q: &[f32],
-    scale: f32,
-    keys: &[f32],
-    values: &[f32],
-    visible: usize,
-    state: SoftmaxState<'_>,
-) {
-    let mut scores = [0.0f32; BLOCK_TOKENS];
-    add_weighted_rows::<FMA>(q, keys, BLOCK_TOKENS, &mut scores);
-    let mut maximum = *state.maximum;
-    for (t, score) in scores.iter_mut().enumerate() {
-        *score = if t < visible { *score * scale } else { f32::NEG_INFINITY };
-        // A NaN score makes the maximum and then the whole row NaN, so that the sampler reports the row.
-        maximum = if *score > maximum || score.is_nan() { *score } else { maximum };
+/// Consecutive queries of a tile, from query `first` on.
+#[derive(Clone, Copy)]
+struct QueryRows<'a> {
+    job: TileJob<'a>,
+    tile: &'a Tile,
+    first: usize,
+}
+
+impl<'a> QueryRows<'a> {
+    /// A query, and its position.
+    #[inline(always)]
+    fn get(&self, index: usize) -> (&'a [f32], usize) {
+        let inputs = self.job.inputs;
+        let HeadShape { q_heads, kv_heads, head_dim } = inputs.cache.spec.heads;
+        let group = q_heads / kv_heads;
+        let (query, head) = (self.first + index, self.job.index % kv_heads);
+        let row = self.tile.first + query / group;
+        let q_head = head * group + query % group;
+        let q = &inputs.qkv.row(row)[q_head * head_dim..][..head_dim];
+        (q, inputs.step.positions[row] as usize)
     }
-    let correction = exp::<FMA>(*state.maximum - maximum);
-    scores.iter_mut().for_each(|score| *score = exp::<FMA>(*score - maximum));
+}
+
+/// The running softmax of consecutive queries over the scores s of the blocks visited so far.
+struct SoftmaxState<'a> {
+    /// Σ e^(s − maximum) × v, \[query\]\[head_dim\].
+    sums: &'a mut [f32],
+    /// The largest s of each query.
+    maxima: &'a mut [f32],
+    /// Σ e^(s − maximum) of each query.
+    denominators: &'a mut [f32],
+}
+
+/// Adds one block to the softmax of Q queries, all of which see its first position. Returns Q.
+#[inline(always)]
+fn add_block<const FMA: bool, const Q: usize>(
+    rows: QueryRows<'_>,
+    block: Block<'_>,
+    state: SoftmaxState<'_>,
+) -> usize {
+    let queries: [(&[f32], usize); Q] = std::array::from_fn(|i| rows.get(i));
+    let head_dim = queries[0].0.len();
+    let sums = &mut state.sums[..Q * head_dim];
+    let mut scores = [[0.0f32; BLOCK_TOKENS]; Q];
+    add_weighted_rows::<FMA, Q>(queries.map(|(q, _)| q), block.keys, BLOCK_TOKENS, scores.as_flattened_mut());
+    for (i, scores) in scores.iter_mut().enumerate() {
+        let visible = BLOCK_TOKENS.min(queries[i].1 + 1 - block.first);
+        let sum = &mut sums[i * head_dim..(i + 1) * head_dim];
+        let (maximum, denominator) = (&mut state.maxima[i], &mut state.denominators[i]);
+        let correction = weigh::<FMA>(scores, block.scale, visible, maximum, denominator);
+        sum.iter_mut().for_each(|s| *s *= correction);
+    }
+    let scores = scores.each_ref().map(|scores| &scores[..]);
+    add_weighted_rows::<FMA, Q>(scores, block.values, head_dim, sums);
+    Q
+}
+
+/// Turns q·k of a block into weights e^(s − maximum), and updates maximum and denominator. The first
+/// `visible` positions count. Returns the factor that takes earlier sums to the new maximum.
+#[inline(always)]
+fn weigh<const FMA: bool>(
+    scores: &mut [f32; BLOCK_TOKENS],
+    scale: f32,
+    visible: usize,
+    maximum: &mut f32,
+    denominator: &mut f32,
+) -> f32 {
+    let before = *maximum;
+    // The largest of each lane, then of all. A NaN score makes the maximum and then the whole row NaN, so that
+    // the sampler reports the row.
+    let larger = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for (first, chunk) in (0..).step_by(16).zip(scores.chunks_exact_mut(16)) {
+        for (t, (score, lane)) in chunk.iter_mut().zip(&mut lanes).enumerate() {
+            *score = if first + t < visible { *score * scale } else { f32::NEG_INFINITY };
+            *lane = larger(*lane, *score);
+        }
+    }
+    *maximum = lanes.into_iter().fold(before, larger);
+    let correction = exp::<FMA>(before - *maximum);
+    scores.iter_mut().for_each(|score| *score = exp::<FMA>(*score - *maximum));
     let mut lanes = [0.0f32; 16];
     for chunk in scores.chunks_exact(16) {
         lanes.iter_mut().zip(chunk).for_each(|(lane, p)| *lane += p);
     }
-    *state.denominator = *state.denominator * correction + lanes.iter().sum::<f32>();
-    *state.maximum = maximum;
-    state.sum.iter_mut().for_each(|s| *s *= correction);
-    add_weighted_rows::<FMA>(&scores, values, state.sum.len(), state.sum);
+    *denominator = *denominator * correction + lanes.iter().sum::<f32>();
+    correction
 }
 
-/// sums += Σ_i weights\[i\] × rows\[i\] in the order of i; `rows` is \[weights.len(), cols\].
+/// sums\[q\] += Σ_i weights\[q\]\[i\] × rows\[i\] in the order of i, for Q rows of sums; `rows` is
+/// \[weights, cols\], `sums` \[Q, cols\].
 #[inline(always)]
-fn add_weighted_rows<const FMA: bool>(weights: &[f32], rows: &[f32], cols: usize, sums: &mut [f32]) {
+fn add_weighted_rows<const FMA: bool, const Q: usize>(
+    weights: [&[f32]; Q],
+    rows: &[f32],
+    cols: usize,
+    sums: &mut [f32],
+) {
     let mut at = 0;
     while at + 64 <= cols {
-        add_weighted_lanes::<FMA, 4>(weights, &rows[at..], cols, &mut sums[at..at + 64]);
+        add_weighted_lanes::<FMA, Q, 4>(weights, &rows[at..], cols, &mut sums[at..]);
         at += 64;
     }
     while at + 16 <= cols {
-        add_weighted_lanes::<FMA, 1>(weights, &rows[at..], cols, &mut sums[at..at + 16]);
+        add_weighted_lanes::<FMA, Q, 1>(weights, &rows[at..], cols, &mut sums[at..]);
         at += 16;
     }
-    for (lane, sum) in sums.iter_mut().enumerate().skip(at) {
-        for (weight, row) in weights.iter().zip(rows.chunks(cols)) {
-            *sum = mul_add::<FMA>(*weight, row[lane], *sum);
+    for (weights, sums) in weights.iter().zip(sums.chunks_exact_mut(cols)) {
+        for (lane, sum) in sums.iter_mut().enumerate().skip(at) {
+            for (weight, row) in weights.iter().zip(rows.chunks(cols)) {
+                *sum = mul_add::<FMA>(*weight, row[lane], *sum);
+            }
         }
     }
 }
 
 /// [`add_weighted_rows`] for V vectors of 16 columns, whose sums stay in registers over all rows.
 #[inline(always)]
-fn add_weighted_lanes<const FMA: bool, const V: usize>(
-    weights: &[f32],
+fn add_weighted_lanes<const FMA: bool, const Q: usize, const V: usize>(
+    weights: [&[f32]; Q],
     rows: &[f32],
     cols: usize,
     sums: &mut [f32],
 ) {
-    let mut vectors = [[0.0f32; 16]; V];
-    for (vector, sums) in vectors.iter_mut().zip(sums.chunks_exact(16)) {
-        vector.copy_from_slice(sums);
+    let mut vectors = [[[0.0f32; 16]; V]; Q];
+    for (q, vectors) in vectors.iter_mut().enumerate() {
+        vectors.as_flattened_mut().copy_from_slice(&sums[q * cols..][..V * 16]);
     }
-    for (i, weight) in weights.iter().enumerate() {
+    let count = weights[0].len();
+    let weights = weights.map(|weights| &weights[..count]);
+    for i in 0..count {
         let row = &rows[i * cols..][..V * 16];
-        for (vector, row) in vectors.iter_mut().zip(row.chunks_exact(16)) {
-            for (lane, x) in vector.iter_mut().zip(row) {
-                *lane = mul_add::<FMA>(*weight, *x, *lane);
+        for q in 0..Q {
+            let weight = weights[q][i];
+            for v in 0..V {
+                for lane in 0..16 {
+                    vectors[q][v][lane] = mul_add::<FMA>(weight, row[v * 16 + lane], vectors[q][v][lane]);
+                }
             }
         }
     }
-    for (vector, sums) in vectors.iter().zip(sums.chunks_exact_mut(16)) {
-        sums.copy_from_slice(vector);
+    for (q, vectors) in vectors.iter().enumerate() {
+        sums[q * cols..][..V * 16].copy_from_slice(vectors.as_flattened());
     }
 }

@@ -2,6 +2,7 @@
 //! and then V as \[64\]\[head_dim\]. The vectors of attention therefore run over positions in q·kᵀ and over
 //! head_dim in the product with V, both contiguous in memory.
 
+use super::isa::{DetectedIsa, Isa};
 use super::zeros;
 use crate::device::{BLOCK_TOKENS, CacheSpec, DeviceError, KvDtype, fp8};
 
@@ -64,6 +65,12 @@ pub(super) trait CacheElement: Copy + Send + Sync {
     fn store(x: f32, inverse_scale: f32) -> Self;
     /// Converts to F32 without the scale.
     fn load(self) -> f32;
+
+    /// Converts as many elements as there are, a multiple of 64.
+    #[inline(always)]
+    fn load_all(_isa: DetectedIsa, from: &[Self], to: &mut [f32]) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load());
+    }
 }
 
 impl CacheElement for u8 {
@@ -75,6 +82,17 @@ impl CacheElement for u8 {
     #[inline(always)]
     fn load(self) -> f32 {
         fp8::decode(self)
+    }
+
+    #[inline(always)]
+    fn load_all(isa: DetectedIsa, from: &[Self], to: &mut [f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.isa() == Isa::Avx512 {
+            // SAFETY: a `DetectedIsa` of `Avx512` was detected on this machine.
+            return unsafe { super::e4m3::decode(from, to) };
+        }
+        let _ = isa;
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = from.load());
     }
 }
 

@@ -7,8 +7,6 @@
 //!
 //! Zeros pad the outputs to whole panels and the inputs to whole pairs.
 
-use super::fp8_bf16;
-
 /// Output features per panel.
 pub(super) const PANEL: usize = 32;
 
@@ -79,16 +77,4 @@ pub(super) fn offset_in_panel(pairs: bool, fp8: bool, lane: usize, input: usize)
     // unpacklo takes the first 8 bytes of each 16-byte group, and unpackhi the last 8.
     let place = if fp8 { (lane / 4) * 16 + half * 8 + (lane % 4) * 2 } else { half * 32 + lane * 2 };
     pair * 64 + place + odd
-}
-
-/// BF16 bit patterns of the 128 non-negative E4M3 codes: high bytes, then low bytes.
-pub(super) fn decode_tables() -> ([u8; 128], [u8; 128]) {
-    let mut high = [0; 128];
-    let mut low = [0; 128];
-    for code in 0..128u8 {
-        let [l, h] = fp8_bf16(code).to_le_bytes();
-        high[usize::from(code)] = h;
-        low[usize::from(code)] = l;
-    }
-    (high, low)
 }

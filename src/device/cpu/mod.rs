@@ -9,6 +9,8 @@ mod activation;
 mod allocated;
 mod attention;
 mod cache;
+#[cfg(target_arch = "x86_64")]
+mod e4m3;
 mod embed;
 mod exp;
 mod isa;
@@ -480,9 +482,4 @@ impl Device for Cpu {
         floats.round(host.len());
         Ok(())
     }
-}
-
-/// The BF16 bit pattern of an E4M3 code. The conversion is exact.
-fn fp8_bf16(code: u8) -> u16 {
-    super::fp8::bf16_bits(super::fp8::decode(code))
 }

@@ -1,8 +1,5 @@
 //! The product with AVX-512.
 //!
-//! BF16 represents E4M3 exactly. Each of the two bytes of the BF16 is a look-up in a table of 128 entries,
-//! which a byte permute over two registers performs (VBMI). The sign bit is copied from the code.
-//!
 //! Two ways to compute, which round alike: the definition of the dot product is a fused multiply-add of the
 //! pair's second product and then one of its first, and the product of two BF16 values is exact in F32.
 //!
@@ -17,7 +14,8 @@ mod pairs;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::matrix::{Packed, decode_tables};
+use super::super::e4m3::DecodeTables;
+use super::super::matrix::Packed;
 use super::Product;
 
 /// Rows from which on F32 multiply-adds are used if dot products are slow.
@@ -39,43 +37,6 @@ pub(super) fn scratch_floats(rows: usize) -> usize {
 
 /// The distance of prefetched weights from those in use, in bytes.
 const PREFETCH_BYTES: usize = 2048;
-
-/// The decode tables in registers.
-#[derive(Clone, Copy)]
-struct DecodeTables {
-    high: [__m512i; 2],
-    low: [__m512i; 2],
-    sign: __m512i,
-}
-
-impl DecodeTables {
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-    fn new() -> Self {
-        let (high, low) = decode_tables();
-        // SAFETY: both tables have 128 bytes.
-        unsafe {
-            Self {
-                high: [
-                    _mm512_loadu_si512(high.as_ptr().cast()),
-                    _mm512_loadu_si512(high[64..].as_ptr().cast()),
-                ],
-                low: [_mm512_loadu_si512(low.as_ptr().cast()), _mm512_loadu_si512(low[64..].as_ptr().cast())],
-                sign: _mm512_set1_epi8(i8::MIN),
-            }
-        }
-    }
-
-    /// Decodes the 64 codes of a pair to BF16 vectors of outputs 0–15 and 16–31.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
-    fn decode(&self, codes: __m512i) -> [__m512i; 2] {
-        let high = _mm512_permutex2var_epi8(self.high[0], codes, self.high[1]);
-        // The operation 0xF8 is high | (codes & sign).
-        let high = _mm512_ternarylogic_epi32::<0xF8>(high, codes, self.sign);
-        let low = _mm512_permutex2var_epi8(self.low[0], codes, self.low[1]);
-        [_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)]
-    }
-}
 
 /// The weights of one panel: for each pair of inputs, two BF16 vectors of 16 outputs × 2 inputs.
 trait PanelWeights: Copy {
@@ -100,11 +61,11 @@ impl PanelWeights for Fp8Panel {
     #[inline(always)]
     unsafe fn pair(&self, pair: usize) -> [__m512i; 2] {
         // SAFETY: a pair is 64 codes, and the caller keeps it inside the panel. Callers run with the
-        // features of `decode`. A prefetch accepts any address.
+        // features of `bf16`. A prefetch accepts any address.
         unsafe {
             let at = self.0.add(pair * 64);
             _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(PREFETCH_BYTES).cast());
-            self.1.decode(_mm512_loadu_si512(at.cast()))
+            self.1.bf16(_mm512_loadu_si512(at.cast()))
         }
     }
 
