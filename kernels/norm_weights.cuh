@@ -4,8 +4,8 @@
 #include "row.cuh"
 #include "wgmma.cuh"
 
-// Starts copies of weights and biases of `cols` elements to shared memory, from `to` on, and returns the copies.
-// They are there once the barrier's phase 0 has completed.
+// Starts copies of weights and biases of `cols` elements to shared memory, from `to` on, and returns the
+// copies. They are there once the barrier's phase 0 has completed.
 DEVICE NormWeights copied(const NormWeights& norm, uint32_t cols, float* to, uint64_t* barrier) {
     const uint32_t bytes = 4 * cols;
     if (threadIdx.x == 0) {

@@ -1,5 +1,5 @@
-// OP: residual += the sum over ranks of delta; out = quant(norm(residual)): reduce_norm, one-shot, for few rows
-//     of BF16 parts. Ranks send one another packets and wait for no signal
+// OP: residual += the sum over ranks of delta; out = quant(norm(residual)): reduce_norm, one-shot, for few
+//     rows of BF16 parts. Ranks send one another packets and wait for no signal
 // INPUTS: delta bf16 [rows, cols]; residual f32 [rows, cols]; weight f32 [cols], bias f32 [cols] or null;
 //     packets of each rank [3][ranks][capacity], all words EMPTY before the first operation
 // OUTPUTS: residual; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]

@@ -12,12 +12,12 @@
 // an operation need not all run at the same time.
 //
 // Packets: a sum of few BF16 elements needs no signals. A rank writes its part to memory of every other rank,
-// 16 bytes at a time, and a rank waits for the data themselves: a word that has not been written is EMPTY, two
-// negative zeros, in whose place a writer stores zeros, which changes no sum. Each rank has three sets of
+// 16 bytes at a time, and a rank waits for the data themselves: a word that has not been written is EMPTY,
+// two negative zeros, in whose place a writer stores zeros, which changes no sum. Each rank has three sets of
 // packets, which consecutive such operations use in turn, and empties in each operation the set of the one
-// before. Nobody writes to that set before the operation after the next: a rank that begins it has all packets
-// of the next, so this rank has begun the next, after it had emptied the set. The fence at the end of an
-// operation orders the two for the other ranks.
+// before. Nobody writes to that set before the operation after the next: a rank that begins it has all
+// packets of the next, so this rank has begun the next, after it had emptied the set. The fence at the end of
+// an operation orders the two for the other ranks.
 #pragma once
 
 #include "device.cuh"
@@ -108,10 +108,10 @@ DEVICE bool all_end(const Peers& peers, uint32_t operation, bool barrier) {
     SHARED uint32_t last;
     Mailbox* own = peers.mailboxes[peers.rank];
     __syncthreads();
-    // Only blocks of this GPU meet here, so the GPU's scope is enough. The barriers before and after the
-    // addition are of the block; the chain from any thread's writes, by its block's barrier, the addition, and
-    // the last block's barrier to the release below is in causality order (PTX ISA, "Memory Consistency
-    // Model"), whatever the scopes of its links. So that release publishes the writes of all blocks.
+    // Only blocks of this GPU meet here, so the GPU's scope is enough. The chain from any thread's writes, by
+    // its block's barrier, the addition, and the last block's barrier to the release below is in causality
+    // order, whatever the scopes of its links (PTX ISA, "Memory Consistency Model"), so that the release
+    // publishes the writes of all blocks without a fence.
     if (threadIdx.x == 0) last = add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
     __syncthreads();
     if (!last) return false;

@@ -153,8 +153,8 @@ DEVICE void store_release(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(to), "r"(value) : "memory");
 }
 
-// Adds to a word that only threads of this GPU access, and returns its value before. Orders earlier writes that
-// this thread made or observed before the addition, and the additions that it observes before its later
+// Adds to a word that only threads of this GPU access, and returns its value before. Orders earlier writes
+// that this thread made or observed before the addition, and the additions that it observes before its later
 // accesses.
 DEVICE uint32_t add_acquire_release(uint32_t* at, uint32_t value) {
     uint32_t out;
