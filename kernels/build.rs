@@ -11,8 +11,9 @@ use std::process::Command;
 use std::{env, fs, thread};
 
 /// Prefixes of the kernels that must not spill registers to memory.
-const HOT: [&str; 6] = [
+const HOT: [&str; 7] = [
     "octant_linear",
+    "octant_packet",
     "octant_attention",
     "octant_norm",
     "octant_activation",

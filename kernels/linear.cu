@@ -301,11 +301,9 @@ struct Linear {
 #pragma unroll
             for (uint32_t h = 0; h < 2; ++h) {
                 const uint32_t n = output + 8 * h;
-                if (m < p.m && n < p.n) {
-                    const float sum = sums[i / 2 * 4 + 2 * h + i % 2];
-                    const size_t at = static_cast<size_t>(m) * p.n + n;
-                    static_cast<float*>(p.out)[at] = sum * x_scale * w_scales[h];
-                }
+                const float y = sums[i / 2 * 4 + 2 * h + i % 2] * x_scale * w_scales[h];
+                const size_t at = static_cast<size_t>(m) * p.n + n;
+                if (m < p.m && n < p.n) static_cast<float*>(p.out)[at] = y;
             }
         }
     }

@@ -10,6 +10,14 @@
 // its number to host memory and do not wait again. To begin, a block waits only for the first block of each
 // rank. To end, the last block of a rank waits only for the last block of each rank. Therefore the blocks of
 // an operation need not all run at the same time.
+//
+// Packets: a sum of few BF16 elements needs no signals. A rank writes its part to memory of every other rank,
+// 16 bytes at a time, and a rank waits for the data themselves: a word that has not been written is EMPTY,
+// two negative zeros, in whose place a writer stores zeros, which changes no sum. Each rank has three sets of
+// packets, which consecutive such operations use in turn, and empties in each operation the set of the one
+// before. Nobody writes to that set before the operation after the next: a rank that begins it has all
+// packets of the next, so this rank has begun the next, after it had emptied the set. The fence at the end of
+// an operation orders the two for the other ranks.
 #pragma once
 
 #include "device.cuh"
@@ -26,9 +34,12 @@ struct Mailbox {
     uint32_t blocks;
     // 1 + the rank that did not signal in time (+ 256 if that rank has ended); 0 for none.
     uint32_t failed;
-    uint32_t unused;
+    // The set of packets of the next operation with packets, and the packets of each rank in the last one.
+    uint32_t set;
+    uint32_t exchanged;
+    uint32_t unused[3];
 };
-static_assert(sizeof(Mailbox) == 80);
+static_assert(sizeof(Mailbox) == 96);
 
 struct Peers {
     Mailbox* mailboxes[MAX_RANKS];
@@ -42,17 +53,17 @@ struct Peers {
 };
 static_assert(sizeof(Peers) == 88);
 
-// Waits until a counter of this rank's mailbox has reached `number`; counters wrap around. False if rank
-// `whose` does not signal in time, or if a rank has ended.
-DEVICE bool reached(const Peers& peers, const uint32_t* counter, uint32_t number, uint32_t whose) {
+// Waits until `here` is true. False if rank `whose` does not come in time, or if a rank has ended.
+template <typename Here>
+DEVICE bool wait_for(const Peers& peers, uint32_t whose, Here here) {
     uint64_t since = 0;
     for (uint32_t spins = 1;; ++spins) {
-        if (static_cast<int32_t>(load_acquire(counter) - number) >= 0) return true;
+        if (here()) return true;
         pause_briefly();
         if (spins % 256 != 0) continue;
         const uint32_t ended = load_acquire(peers.words);
         // The rank may have reached the operation before it ended.
-        if (static_cast<int32_t>(load_acquire(counter) - number) >= 0) return true;
+        if (here()) return true;
         const uint64_t now = nanoseconds();
         if (since == 0) since = now;
         if (ended == 0 && now - since < peers.timeout) continue;
@@ -61,6 +72,13 @@ DEVICE bool reached(const Peers& peers, const uint32_t* counter, uint32_t number
         store_release(peers.words + 1 + peers.rank, missed);
         return false;
     }
+}
+
+// Waits until a counter of this rank's mailbox has reached `number`; counters wrap around. False if rank
+// `whose` does not signal in time, or if a rank has ended.
+DEVICE bool reached(const Peers& peers, const uint32_t* counter, uint32_t number, uint32_t whose) {
+    const auto here = [&] { return static_cast<int32_t>(load_acquire(counter) - number) >= 0; };
+    return wait_for(peers, whose, here);
 }
 
 // The number of the current operation. Every block reads it before it begins.
@@ -85,18 +103,18 @@ DEVICE bool all_begin(const Peers& peers, uint32_t operation) {
 }
 
 // Ends an operation. With `barrier`, waits until every rank has signalled the end. A rank on which the
-// operation has failed sends no signal and does not wait.
-DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
+// operation has failed sends no signal and does not wait. Returns true on one thread, after all others.
+DEVICE bool all_end(const Peers& peers, uint32_t operation, bool barrier) {
     SHARED uint32_t last;
     Mailbox* own = peers.mailboxes[peers.rank];
     __syncthreads();
-    // Only blocks of this GPU meet here, so the GPU's scope is enough. The barriers before and after the
-    // addition are of the block; the chain from any thread's writes, by its block's barrier, the addition,
-    // and the last block's barrier to the release below is in causality order (PTX ISA, "Memory Consistency
-    // Model"), whatever the scopes of its links. So that release publishes the writes of all blocks.
+    // Only blocks of this GPU meet here, so the GPU's scope is enough. The chain from any thread's writes, by
+    // its block's barrier, the addition, and the last block's barrier to the release below is in causality
+    // order, whatever the scopes of its links (PTX ISA, "Memory Consistency Model"), so that the release
+    // publishes the writes of all blocks without a fence.
     if (threadIdx.x == 0) last = add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
     __syncthreads();
-    if (!last) return;
+    if (!last) return false;
     const bool waits = barrier && threadIdx.x < peers.count && load_acquire(&own->failed) == 0;
     if (waits) {
         store_release(&peers.mailboxes[threadIdx.x]->ended[peers.rank], operation + 1);
@@ -108,6 +126,7 @@ DEVICE void all_end(const Peers& peers, uint32_t operation, bool barrier) {
         own->blocks = 0;
         own->operations = operation + 1;
     }
+    return threadIdx.x == 0;
 }
 
 // The sum over ranks, in rank order, of four F32 elements of each rank's part: those of group `at`.

@@ -158,6 +158,27 @@ DEVICE uint32_t load_acquire(const uint32_t* from) {
     return out;
 }
 
+// Loads a packet that another GPU may be writing: four words, each of which is old or new.
+DEVICE uint4 load_packet(const uint4* from) {
+    uint4 out;
+    asm volatile("ld.relaxed.sys.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+                 : "l"(from)
+                 : "memory");
+    return out;
+}
+
+// Stores a packet that another GPU may be reading.
+DEVICE void store_packet(uint4* to, const uint4& packet) {
+    asm volatile("st.relaxed.sys.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(to), "r"(packet.x), "r"(packet.y), "r"(packet.z), "r"(packet.w)
+                 : "memory");
+}
+
+// Orders this thread's earlier accesses, and those that it observed, before its later ones, for all GPUs.
+DEVICE void fence_system() { __threadfence_system(); }
+
 // Stores a word for other GPUs or the host, after all earlier writes that this thread made or observed.
 DEVICE void store_release(uint32_t* to, uint32_t value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" : : "l"(to), "r"(value) : "memory");

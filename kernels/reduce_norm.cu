@@ -14,9 +14,8 @@
 //     receives 1 / ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by
 //     latency for few rows, then by the link
 // TWINS: src/comm/local.rs
+#include "norm_weights.cuh"
 #include "peers.cuh"
-#include "row.cuh"
-#include "wgmma.cuh"
 
 struct ReduceNormParams {
     Peers peers;
@@ -58,26 +57,12 @@ DEVICE void push_row(const ReduceNormParams& p, const SharedRow& row, float amax
     if (threadIdx.x < p.peers.count) p.out[threadIdx.x].scales[index] = scale;
 }
 
-// Starts copies of weights and biases to shared memory, from `to` on. Returns their addresses there.
-DEVICE NormWeights copy_weights(const ReduceNormParams& p, float* to, uint64_t* barrier) {
-    const uint32_t bytes = 4 * p.cols;
-    if (threadIdx.x == 0) {
-        barrier_init(barrier, 1);
-        barrier_init_fence();
-        barrier_expect(barrier, p.bias == nullptr ? bytes : 2 * bytes);
-        bulk_copy(to, p.weight, bytes, barrier);
-        if (p.bias != nullptr) bulk_copy(to + p.cols, p.bias, bytes, barrier);
-    }
-    __syncthreads();
-    return {to, p.bias == nullptr ? nullptr : to + p.cols, p.layer_norm, p.eps};
-}
-
 KERNEL(reduce_norm, ReduceNormParams, ROW_THREADS) {
     SHARED uint64_t weights_copied;
     const uint32_t operation = operation_of(p.peers);
     const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
     NormWeights norm = {p.weight, p.bias, p.layer_norm, p.eps};
-    if (p.copied) norm = copy_weights(p, row.values + p.cols, &weights_copied);
+    if (p.copied) norm = copied(norm, p.cols, row.values + p.cols, &weights_copied);
     const bool begun = all_begin(p.peers, operation);
     for (uint32_t index = p.first + blockIdx.x; begun && index < p.last; index += gridDim.x) {
         const size_t start = static_cast<size_t>(index) * p.cols / 8;

@@ -107,8 +107,8 @@ struct RopeRow {
             for (uint32_t i = 0; i < 4; ++i) {
                 codes[i] = e4m3x2(group.x[2 * i] * p.k_inverse, group.x[2 * i + 1] * p.k_inverse);
             }
-            const uint2 eight = make_uint2(codes[0] | codes[1] << 16, codes[2] | codes[3] << 16);
-            *reinterpret_cast<uint2*>(to) = eight;
+            const uint32_t low = codes[0] | codes[1] << 16, high = codes[2] | codes[3] << 16;
+            *reinterpret_cast<uint2*>(to) = make_uint2(low, high);
         }
     }
 

@@ -144,6 +144,10 @@ DEVICE float norm_row(const SharedRow& row, float sum, const NormWeights& norm) 
     return amax;
 }
 
+DEVICE uint32_t e4m3x4(const float4& x) {
+    return e4m3x2(x.x, x.y) | static_cast<uint32_t>(e4m3x2(x.z, x.w)) << 16;
+}
+
 // Quantises a row to `to`, pads it with zeros, and returns the scale to every thread. `amax` is the largest
 // magnitude of this thread's elements.
 DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out, const RowAddress& to) {
@@ -168,10 +172,7 @@ DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out
     for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
         Eight x = 8 * i < row.cols ? row.load(i) : zeros;
         x.each([&](uint32_t, float& x) { x *= inverse; });
-        const uint32_t low = e4m3x2(x.low.x, x.low.y) | static_cast<uint32_t>(e4m3x2(x.low.z, x.low.w)) << 16;
-        const uint32_t last = e4m3x2(x.high.z, x.high.w);
-        const uint32_t high = e4m3x2(x.high.x, x.high.y) | last << 16;
-        *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(low, high);
+        *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(e4m3x4(x.low), e4m3x4(x.high));
     }
     return scale;
 }

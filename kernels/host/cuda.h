@@ -225,6 +225,21 @@ static inline uint32_t load_acquire(const uint32_t* from) { return __atomic_load
 static inline void store_release(uint32_t* to, uint32_t value) {
     __atomic_store_n(to, value, __ATOMIC_RELEASE);
 }
+static inline uint4 load_packet(const uint4* from) {
+    const auto word = [](const uint32_t* at) { return __atomic_load_n(at, __ATOMIC_RELAXED); };
+    return {word(&from->x), word(&from->y), word(&from->z), word(&from->w)};
+}
+static inline void store_packet(uint4* to, const uint4& packet) {
+    __atomic_store_n(&to->x, packet.x, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->y, packet.y, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->z, packet.z, __ATOMIC_RELAXED);
+    __atomic_store_n(&to->w, packet.w, __ATOMIC_RELAXED);
+}
+static inline void fence_system() {
+#ifndef __SANITIZE_THREAD__
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+#endif
+}
 // All threads of a launch run on one host thread.
 static inline uint32_t add_acquire_release(uint32_t* at, uint32_t value) { return atomicAdd(at, value); }
 static inline uint64_t nanoseconds() {

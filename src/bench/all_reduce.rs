@@ -85,6 +85,10 @@ mod gpus {
         args.gpus.iter().map(open).collect::<Result<_, _>>().context("--gpus")
     }
 
+    fn largest(args: &BenchReduceArgs, float_type: FloatType) -> Message {
+        Message { float_type, rows: args.rows.iter().copied().max().unwrap_or(1), cols: args.hidden }
+    }
+
     /// Runs `rank` on a thread per rank and returns the result of the first rank.
     fn on_ranks<C: Communicator<Cuda>, T: Send>(
         devices: Vec<Cuda>,
@@ -103,15 +107,15 @@ mod gpus {
 
     fn fused(args: &BenchReduceArgs) -> anyhow::Result<Vec<[f64; 2]>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(0))?;
-        let rows = args.rows.iter().copied().max().unwrap_or(1);
-        let largest = Message { float_type: FloatType::Bf16, rows, cols: args.hidden };
+        let largest = largest(args, FloatType::Bf16);
+        let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| comm.measure(device, &args.rows, largest))
     }
 
     fn all_reduce(args: &BenchReduceArgs) -> anyhow::Result<Vec<f64>> {
         let devices = open(args)?;
-        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(0))?;
+        let largest = largest(args, FloatType::F32);
+        let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(0))?;
         on_ranks(devices, group, |device, comm| time(device, comm, args))
     }
 

@@ -48,6 +48,8 @@ pub struct Layout {
     pub sample_word: usize,
     /// A rank's mailbox.
     pub mailbox: usize,
+    /// Copies of BF16 messages of up to [`PACKET_ROWS`] rows that a rank has room for, for each rank.
+    pub packet_sets: usize,
     /// Workspace of the library for products that need not be deterministic, beside room for the largest
     /// matrix; 0 for a device without a library.
     pub library_workspace: usize,
@@ -57,6 +59,9 @@ pub struct Layout {
 
 /// KV blocks that attention computes as one split.
 pub(crate) const SPLIT_BLOCKS: usize = 4;
+
+/// Rows of the largest sum between ranks that goes by packets.
+pub(crate) const PACKET_ROWS: usize = 16;
 
 impl Layout {
     /// Whether the device captures operations, which pays off if a launch is slow.
@@ -98,6 +103,7 @@ impl Layout {
         sample_logit: 0,
         sample_word: 0,
         mailbox: 0,
+        packet_sets: 0,
         library_workspace: 0,
         graph_launches: 0,
     };
@@ -129,7 +135,9 @@ impl Layout {
         sample_result: 180,
         sample_logit: 4,
         sample_word: 4,
-        mailbox: 80,
+        mailbox: 96,
+        // One to write to, one to read and one to empty.
+        packet_sets: 3,
         library_workspace: 64 << 20,
         // Two reductions with norm, four products, rope, three of attention, activation.
         graph_launches: 11,

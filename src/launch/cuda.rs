@@ -104,7 +104,7 @@ impl CudaGpus {
         Ok(match (self.0.len(), name) {
             (1, _) => CudaGroup::Alone(vec![SingleDeviceGroup::alone()]),
             (_, CommunicatorName::P2p) => CudaGroup::P2p(
-                P2p::group(&self.0, timeout, OneShotRows::Measured(largest))
+                P2p::group(&self.0, timeout, largest, OneShotRows::Measured)
                     .context("--communicator p2p (--communicator nccl works without peer access)")?,
             ),
             (_, CommunicatorName::Nccl) => {

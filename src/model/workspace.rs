@@ -3,7 +3,8 @@
 use super::{Model, ModelConfig, Precision};
 use crate::comm::{Communicator, GroupBuffers};
 use crate::device::{
-    BLOCK_TOKENS, Device, DeviceError, Floats, Layout, SHORTLIST, SPLIT_BLOCKS, StepCapacity,
+    BLOCK_TOKENS, Device, DeviceError, FloatType, Floats, Layout, PACKET_ROWS, SHORTLIST, SPLIT_BLOCKS,
+    StepCapacity,
 };
 
 /// Maximum rows of logits computed at a time. It limits the size of the widest buffer, whatever the number of
@@ -130,7 +131,11 @@ impl StepBytes {
             Some(_) => 0,
             None => config.vocab + 2 * SHORTLIST * (1 + ranks),
         };
-        let part = sum([floats(LOGIT_ROWS, shared), layout.mailbox as u64]);
+        let packets = match precision.results() {
+            FloatType::Bf16 => product(layout.packet_sets * ranks * rows.min(PACKET_ROWS), 2 * hidden),
+            FloatType::F32 => 0,
+        };
+        let part = sum([floats(LOGIT_ROWS, shared), layout.mailbox as u64, packets]);
         let (activations, communication) = match ranks {
             1 => (sum([own, exchanged, logits]), 0),
             _ => (own, sum([exchanged, logits, part])),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use octant::comm::{OneShotRows, P2p};
-use octant::device::{Device, KvDtype, Layout};
+use octant::comm::{Message, OneShotRows, P2p};
+use octant::device::{Device, FloatType, KvDtype, Layout};
 use octant::model::{Model, ModelConfig, Precision, Shard, StepRoom, Workspace};
 use octant::runner::MemoryNeeds;
 
@@ -43,10 +43,12 @@ fn allocated_memory_is_as_planned() {
             compare(name, &dev::one(), Shard::WHOLE, form);
         }
     }
-    // Ranks that access one another's memory have mailboxes too.
+    // Ranks that access one another's memory have mailboxes and packets too.
     for count in [2, 8] {
         let devices = dev::ranks(count);
-        let _group = P2p::group(&devices, Duration::from_secs(60), OneShotRows::Fixed(0)).unwrap();
+        let cols = ModelConfig::from_dir(&fixture("wide")).unwrap().hidden;
+        let largest = Message { float_type: FloatType::Bf16, rows: ROWS, cols };
+        let _group = P2p::group(&devices, Duration::from_secs(60), largest, OneShotRows::Fixed(0)).unwrap();
         std::thread::scope(|scope| {
             for (device, shard) in devices.iter().zip(Shard::all(count)) {
                 scope.spawn(move || compare("wide", device, shard, (Precision::Fp8, KvDtype::Fp8)));

@@ -35,7 +35,7 @@ fn on_ranks<T: Send>(
     run: impl Fn(usize, &Cuda, P2p) -> T + Sync,
 ) -> Vec<T> {
     let devices = dev::ranks(count);
-    let group = P2p::group(&devices, TIMEOUT, one_shot).unwrap();
+    let group = P2p::group(&devices, TIMEOUT, LARGEST, one_shot).unwrap();
     std::thread::scope(|scope| {
         let run = &run;
         let ranks = devices.into_iter().zip(group).enumerate();
@@ -118,7 +118,8 @@ struct Reductions {
 
 const COLS: usize = 64;
 const MAX_ROWS: usize = 9;
-const LARGEST: Message = Message { float_type: FloatType::Bf16, rows: MAX_ROWS, cols: COLS };
+/// Decides how many rows go by packets: fewer than the largest sums have.
+const LARGEST: Message = Message { float_type: FloatType::Bf16, rows: 3, cols: COLS };
 
 impl Reductions {
     fn new(device: &Cuda, comm: &impl Communicator<Cuda>, parts: FloatType) -> Self {
@@ -133,6 +134,25 @@ impl Reductions {
         Self { residual, deltas, out, identity }
     }
 
+    fn norm(device: &Cuda) -> Norm<Cuda> {
+        Norm {
+            kind: NormKind::LayerNorm1p,
+            weight: upload_floats(device, COLS, &values(90, COLS)).unwrap(),
+            bias: Some(upload_floats(device, COLS, &values(91, COLS)).unwrap()),
+            eps: 1e-5,
+        }
+    }
+
+    /// Reduces a row and reads the residual.
+    fn once(&mut self, device: &Cuda, comm: &P2p) -> Result<Vec<f32>, DeviceError> {
+        let delta = &mut self.deltas[0];
+        device.write(&values(1, COLS), delta)?;
+        device.write(&values(2, COLS), &mut self.residual)?;
+        let update = ResidualUpdate { residual: &mut self.residual, delta };
+        comm.reduce_norm(device, update, &Self::norm(device), ActQuant::Fp8PerToken, &mut self.out)?;
+        device.read(&self.residual)
+    }
+
     /// Reduces five times with a norm and once without. Returns all normalised rows, as products see them,
     /// and the residual at the end.
     fn run(
@@ -143,12 +163,7 @@ impl Reductions {
         rows: usize,
         quant: ActQuant,
     ) -> Vec<f32> {
-        let norm = Norm {
-            kind: NormKind::LayerNorm1p,
-            weight: upload_floats(device, COLS, &values(90, COLS)).unwrap(),
-            bias: Some(upload_floats(device, COLS, &values(91, COLS)).unwrap()),
-            eps: 1e-5,
-        };
+        let norm = Self::norm(device);
         let mut seen = device.floats(rows, COLS).unwrap();
         let mut all = Vec::new();
         device.write(&values(50, rows * COLS), &mut self.residual).unwrap();
@@ -219,7 +234,7 @@ fn numbers_of_rows_may_change_from_step_to_step() {
 
 #[test]
 fn ranks_agree_on_the_measured_mode() {
-    let all = on_ranks(2, OneShotRows::Measured(LARGEST), |rank, device, comm| {
+    let all = on_ranks(2, OneShotRows::Measured, |rank, device, comm| {
         let measured = comm.measure(device, &[1, 5], LARGEST).unwrap();
         assert!(measured.len() == 2 && measured.as_flattened().iter().all(|seconds| *seconds > 0.0));
         Reductions::new(device, &comm, FloatType::F32).run(device, rank, &comm, 4, ActQuant::Fp8PerToken)
@@ -235,17 +250,29 @@ enum Fate {
     Stalls,
 }
 
+/// The operation that rank 2 does not reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Missed {
+    AllReduce,
+    /// A sum that waits for packets and not for signals.
+    Packets,
+}
+
 /// The errors of the other ranks, and how long each waited.
-fn failures(fate: Fate, timeout: Duration) -> Vec<(String, Duration)> {
+fn failures(fate: Fate, missed: Missed, timeout: Duration) -> Vec<(String, Duration)> {
     let (failed, others) = channel();
     let others = Mutex::new(others);
     let devices = dev::ranks(4);
-    let group = P2p::group(&devices, timeout, OneShotRows::Fixed(1)).unwrap();
+    let group = P2p::group(&devices, timeout, LARGEST, OneShotRows::Fixed(1)).unwrap();
     let run = |rank: usize, device: &Cuda, comm: P2p| -> Option<(String, Duration)> {
         let mut x = registered(device, &comm, 2, COLS);
         device.write(&values(1, 2 * COLS), &mut x).unwrap();
-        comm.all_reduce(device, &mut x).unwrap();
-        device.read(&x).unwrap();
+        let mut reductions = Reductions::new(device, &comm, FloatType::Bf16);
+        let mut operation = || match missed {
+            Missed::AllReduce => comm.all_reduce(device, &mut x).and_then(|()| device.read(&x)),
+            Missed::Packets => reductions.once(device, &comm),
+        };
+        operation().unwrap();
         if rank == 2 {
             if fate == Fate::Stalls {
                 let others = others.lock().unwrap();
@@ -255,12 +282,10 @@ fn failures(fate: Fate, timeout: Duration) -> Vec<(String, Duration)> {
             return None;
         }
         let begun = Instant::now();
-        comm.all_reduce(device, &mut x).unwrap();
-        let error: DeviceError = device.read(&x).unwrap_err();
+        let error: DeviceError = operation().unwrap_err();
         assert_eq!(error.op, octant::device::PEER);
         // A failed rank does not wait again, and the error stays.
-        comm.all_reduce(device, &mut x).unwrap();
-        assert_eq!(device.read(&x).unwrap_err().message, error.message);
+        assert_eq!(operation().unwrap_err().message, error.message);
         let took = begun.elapsed();
         failed.send(()).unwrap();
         Some((error.message, took))
@@ -277,20 +302,24 @@ fn failures(fate: Fate, timeout: Duration) -> Vec<(String, Duration)> {
 
 #[test]
 fn a_rank_that_ends_is_named_at_once() {
-    let failures = failures(Fate::Ends, TIMEOUT);
-    assert_eq!(failures.len(), 3);
-    for (message, took) in failures {
-        assert_eq!(message, "rank 2 has ended");
-        assert!(took < TIMEOUT, "a rank waited for its timeout: {took:?}");
+    for missed in [Missed::AllReduce, Missed::Packets] {
+        let failures = failures(Fate::Ends, missed, TIMEOUT);
+        assert_eq!(failures.len(), 3);
+        for (message, took) in failures {
+            assert_eq!(message, "rank 2 has ended", "{missed:?}");
+            assert!(took < TIMEOUT, "{missed:?}: a rank waited for its timeout: {took:?}");
+        }
     }
 }
 
 #[test]
 fn a_rank_that_stalls_is_named_in_time() {
-    let failures = failures(Fate::Stalls, Duration::from_millis(500));
-    assert_eq!(failures.len(), 3);
-    for (message, _) in failures {
-        assert_eq!(message, "rank 2 did not come within 0.5 s");
+    for missed in [Missed::AllReduce, Missed::Packets] {
+        let failures = failures(Fate::Stalls, missed, Duration::from_millis(500));
+        assert_eq!(failures.len(), 3);
+        for (message, _) in failures {
+            assert_eq!(message, "rank 2 did not come within 0.5 s", "{missed:?}");
+        }
     }
 }
 
@@ -370,7 +399,10 @@ fn models_over_p2p_have_the_bits_of_the_group_of_threads() {
         let expected = answers(&engine(&dir, dev::ranks(count), Local::group(count, TIMEOUT)));
         // One-shot for up to two rows, two-shot for more.
         let devices = dev::ranks(count);
-        let group = P2p::group(&devices, TIMEOUT, OneShotRows::Fixed(2)).unwrap();
+        let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+        // Packets for one row only.
+        let largest = Message { rows: 1, cols: hidden, ..LARGEST };
+        let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(2)).unwrap();
         assert!(answers(&engine(&dir, devices, group)) == expected, "{count} ranks");
     }
 }

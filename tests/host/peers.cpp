@@ -16,12 +16,15 @@
 #include "../../kernels/host/products.cpp"
 
 #include "../../kernels/gather.cu"
+#include "../../kernels/packet_norm.cu"
 #include "../../kernels/reduce.cu"
 #include "../../kernels/reduce_norm.cu"
 
 namespace {
 
 constexpr uint32_t ranks = MAX_RANKS, cols = 64, max_rows = 9;
+// Rows of the largest sum with packets, and its packets.
+constexpr uint32_t packet_rows = 2, capacity = packet_rows * cols / 8;
 
 struct Rank {
     Mailbox mailbox = {};
@@ -30,6 +33,7 @@ struct Rank {
     std::vector<uint16_t> deltas[2];
     std::vector<float> scales;
     std::unique_ptr<uint4[]> values;
+    std::vector<uint4> packets;
 };
 
 std::vector<Rank> all(ranks);
@@ -61,7 +65,10 @@ void fill(std::vector<float>& floats, uint32_t rows, uint32_t seed) {
 void fill(std::vector<uint16_t>& halves, uint32_t rows, uint32_t seed) {
     std::vector<float> floats(rows * cols);
     fill(floats, rows, seed);
-    for (uint32_t i = 0; i < rows * cols; ++i) halves[i] = static_cast<uint16_t>(bf16x2(floats[i], 0.0f));
+    // Some words are those of packets that have not been written.
+    for (uint32_t i = 0; i < rows * cols; ++i) {
+        halves[i] = i % 16 / 2 == 3 ? 0x8000 : static_cast<uint16_t>(bf16x2(floats[i], 0.0f));
+    }
 }
 
 // Sums the residuals, or adds the sum of deltas to them.
@@ -103,6 +110,24 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     launch("reduce_norm", octant_reduce_norm, p, 8 * cols + 2 * padded(cols));
 }
 
+void packet_norm(uint32_t rank, uint32_t rows, uint32_t turn) {
+    static const std::vector<float> weight(cols, 0.5f);
+    PacketNormParams p{};
+    p.peers = peers_of(rank);
+    for (uint32_t i = 0; i < ranks; ++i) p.packets[i] = all[i].packets.data();
+    p.delta = reinterpret_cast<const uint4*>(all[rank].deltas[turn % 2].data());
+    p.residual = all[rank].residual.data();
+    p.weight = weight.data();
+    auto* values = reinterpret_cast<unsigned char*>(all[rank].values.get());
+    p.out = {values, all[rank].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
+    p.rows = rows;
+    p.cols = cols;
+    p.eps = 1e-5f;
+    p.capacity = capacity;
+    p.copied = turn % 2;
+    launch("packet_norm", octant_packet_norm, p, 8 * cols);
+}
+
 void gather(uint32_t rank, uint32_t rows) {
     GatherParams p{};
     p.peers = peers_of(rank);
@@ -134,7 +159,11 @@ float steps(uint32_t rank, bool broken) {
         for (uint32_t turn = 0; turn < 4; ++turn) {
             // Two consecutive reductions of one buffer are the race.
             fill(all[rank].deltas[broken ? 0 : turn % 2], rows, rank + turn);
-            reduce_norm(rank, rows, broken ? 0 : turn, two_shot);
+            if (rows <= packet_rows) {
+                packet_norm(rank, rows, broken ? 0 : turn);
+            } else {
+                reduce_norm(rank, rows, broken ? 0 : turn, two_shot);
+            }
             sum += read(rank, rows);
         }
         reduce(rank, rows, true);
@@ -157,6 +186,7 @@ int main(int count, char**) {
         for (auto& delta : rank.deltas) delta.resize(max_rows * cols);
         rank.whole.resize(max_rows * cols * ranks);
         rank.scales.resize(max_rows);
+        rank.packets.resize(3 * ranks * capacity, make_uint4(EMPTY, EMPTY, EMPTY, EMPTY));
         rank.values = std::make_unique<uint4[]>((max_rows + 7) / 8 * 8 * CHUNK / 16);
     }
     std::vector<float> sums(ranks);

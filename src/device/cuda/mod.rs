@@ -22,6 +22,7 @@ mod host;
 mod linear;
 mod matrix;
 mod norm;
+mod packet_norm;
 mod peers;
 mod random_weights;
 mod reduce;

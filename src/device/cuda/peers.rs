@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use super::driver::{Allocation, Words};
 use super::{Acts, Buffer, Cuda, Floats, locked};
-use crate::device::DeviceError;
+use crate::comm::Message;
+use crate::device::{DeviceError, FloatType, Layout, PACKET_ROWS};
 
 /// Ranks of the largest group, which the kernels are compiled for.
 pub(super) const MAX_RANKS: usize = 8;
@@ -18,7 +19,12 @@ pub(super) const MAX_RANKS: usize = 8;
 const BLOCKS: usize = 132;
 
 /// Bytes of a rank's mailbox.
-pub(super) const MAILBOX_BYTES: usize = 80;
+pub(super) const MAILBOX_BYTES: usize = 96;
+
+/// Bytes of a packet.
+const PACKET: usize = 16;
+/// The word of a packet that has not been written: `EMPTY` of `kernels/packet_norm.cu`.
+const EMPTY: u32 = 0x8000_8000;
 
 /// Added to a word (1 + the rank that it names) if that rank has ended.
 const HAS_ENDED: u32 = 0x100;
@@ -51,6 +57,7 @@ pub(super) struct PeerRank {
 #[derive(Debug)]
 struct PeerGroup {
     mailboxes: Vec<Buffer<u8>>,
+    packets: Packets,
     /// Word 0 names the first rank that ended; word 1 + r names the rank that rank r waited for without
     /// success. 0 for none.
     words: Words,
@@ -59,6 +66,39 @@ struct PeerGroup {
     timeout: Duration,
     /// Blocks of an operation on each rank.
     blocks: usize,
+}
+
+/// Memory for sums of few rows, which ranks write to one another.
+#[derive(Debug)]
+pub(super) struct Packets {
+    /// \[sets, ranks, capacity\] packets of each rank; none if there is one rank, or parts are F32.
+    buffers: Vec<Buffer<u32>>,
+    /// Packets of a rank in a set.
+    pub(super) capacity: usize,
+}
+
+impl Packets {
+    /// Makes room for sums of up to [`PACKET_ROWS`] rows of a message.
+    fn new(devices: &[Cuda], largest: Message) -> Result<Self, DeviceError> {
+        let Message { float_type, rows, cols } = largest;
+        if devices.len() == 1 || float_type != FloatType::Bf16 {
+            return Ok(Self { buffers: Vec::new(), capacity: 0 });
+        }
+        let capacity = rows.min(PACKET_ROWS) * cols * 2 / PACKET;
+        let words = Layout::CUDA.packet_sets * devices.len() * capacity * PACKET / 4;
+        let buffer = |device: &Cuda| {
+            let buffer = device.driver.buffer::<u32>(words)?;
+            buffer.write(0, &vec![EMPTY; words])?;
+            // Waits for the words, which must be written before other ranks write.
+            buffer.read(1).map(|_| buffer)
+        };
+        Ok(Self { buffers: devices.iter().map(buffer).collect::<Result<_, _>>()?, capacity })
+    }
+
+    /// The address of each rank's packets.
+    pub(super) fn addresses(&self) -> [u64; MAX_RANKS] {
+        std::array::from_fn(|rank| self.buffers.get(rank).map_or(0, Buffer::address))
+    }
 }
 
 impl PeerRank {
@@ -75,8 +115,8 @@ impl PeerRank {
 }
 
 impl Peers {
-    /// Makes a group with one rank per device. An operation waits at most `timeout` for another rank. An
-    /// operation that another rank does not reach ends without an error; the device returns the error from
+    /// Makes a group with one rank per device, whose largest message is `largest`. An operation waits at most
+    /// `timeout` for another rank. An operation that another rank does not reach ends without an error; the device returns the error from
     /// the next call that waits for the operation.
     ///
     /// # Errors
@@ -84,7 +124,7 @@ impl Peers {
     ///
     /// # Panics
     /// If there are no devices, or more than eight.
-    pub fn group(devices: &[Cuda], timeout: Duration) -> Result<Vec<Self>, DeviceError> {
+    pub fn group(devices: &[Cuda], timeout: Duration, largest: Message) -> Result<Vec<Self>, DeviceError> {
         assert!((1..=MAX_RANKS).contains(&devices.len()), "{} ranks", devices.len());
         let backend = |device: usize| devices[device].driver.backend();
         let ranks = 0..devices.len();
@@ -101,6 +141,7 @@ impl Peers {
         };
         let group = Arc::new(PeerGroup {
             mailboxes: devices.iter().map(mailbox).collect::<Result<_, _>>()?,
+            packets: Packets::new(devices, largest)?,
             words: devices[0].driver.words(1 + MAX_RANKS)?,
             shared: Mutex::default(),
             timeout,
@@ -112,6 +153,10 @@ impl Peers {
             Self { own }
         };
         Ok(ranks.map(rank).collect())
+    }
+
+    pub(super) fn packets(&self) -> &Packets {
+        &self.own.group.packets
     }
 
     /// The number of ranks.

@@ -50,11 +50,12 @@ impl Peers {
         let own = if two_shot { self.own_share(rows) } else { 0..rows };
         let (values, scales) = (self.addresses(out.values.address()), self.addresses(out.scales.address()));
         let target = out.target(rows, quant);
-        let row_bytes = 4 * cols;
-        let weights = if norm.bias.is_some() { 2 * row_bytes } else { row_bytes };
+        if !two_shot && self.sends_packets(delta) {
+            return self.packet_norm(cuda, residual, delta, norm, quant, out);
+        }
         // With many rows, a block reads the weights once for several of them.
-        let copied = !two_shot && row_bytes + weights <= MAX_SHARED;
-        let more = if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { 0 };
+        let weights = if two_shot { 0 } else { weight_bytes(norm, cols) };
+        let more = if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { weights };
         let params = ReduceNormParams {
             peers: self.params(),
             deltas: self.addresses(delta.data.address()),
@@ -69,16 +70,22 @@ impl Peers {
             two_shot: u32::from(two_shot),
             eps: norm.eps,
             delta_bf16: delta.is_bf16(),
-            copied: u32::from(copied),
+            copied: u32::from(weights > 0),
         };
         let launch = Launch {
             kernel: "reduce_norm",
             grid: [self.blocks(own.len()), 1, 1],
             threads: row::threads(cols),
-            shared: row_bytes + more + if copied { weights } else { 0 },
+            shared: 4 * cols + more,
         };
         // SAFETY: shapes have been checked and are the same on every rank; the group keeps shared buffers
         // alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
+}
+
+/// Bytes of shared memory for the weights and biases of a norm beside a row; 0 if they do not fit.
+pub(super) fn weight_bytes(norm: &Norm<Cuda>, cols: usize) -> usize {
+    let bytes = if norm.bias.is_some() { 8 * cols } else { 4 * cols };
+    if 4 * cols + bytes <= MAX_SHARED { bytes } else { 0 }
 }
