@@ -40,7 +40,8 @@ pub struct P2p {
 }
 
 impl P2p {
-    /// Makes a group with one rank per device, whose largest message is `largest`. An operation waits at most `timeout` for another rank.
+    /// Makes a group with one rank per device, whose largest message is `largest`. An operation waits at most
+    /// `timeout` for another rank.
     ///
     /// # Errors
     /// If a device cannot access another's memory, or the measurement fails.

@@ -111,7 +111,8 @@ pub(crate) struct ModelArgs {
     )]
     pub(crate) quantization: Precision,
     /// Element type of an LM head that the checkpoint stores as floats; one that is stored as FP8 stays FP8.
-    /// With fp8, the head of a model that shares it with the embedding is stored a second time [default: bf16]
+    /// With fp8, the head of a model that shares it with the embedding is stored a second time [default:
+    /// bf16]
     #[arg(long, env = "OCTANT_LM_HEAD_DTYPE", value_name = "TYPE", ignore_case = true)]
     pub(crate) lm_head_dtype: Option<HeadDtype>,
     /// Element type of the KV cache [default: fp8; bf16 with --quantization none]

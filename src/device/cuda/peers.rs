@@ -116,8 +116,8 @@ impl PeerRank {
 
 impl Peers {
     /// Makes a group with one rank per device, whose largest message is `largest`. An operation waits at most
-    /// `timeout` for another rank. An operation that another rank does not reach ends without an error; the device returns the error from
-    /// the next call that waits for the operation.
+    /// `timeout` for another rank. An operation that another rank does not reach ends without an error; the
+    /// device returns the error from the next call that waits for the operation.
     ///
     /// # Errors
     /// If a GPU cannot access another's memory, or has no memory left.

@@ -58,8 +58,14 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--random-seed 3", "--random-seed: a seed belongs to one request"),
         ("--sharded true", "--sharded: use --tensor-parallel-size"),
         ("--allow-credentials", "--allow-credentials: use --allowed-origins"),
-        ("--speculative-config {}", "--speculative-config: write --speculate ngram, and --speculative-tokens"),
-        ("--speculative-draft-model-path D", "--speculative-draft-model-path: draft models are not supported"),
+        (
+            "--speculative-config {}",
+            "--speculative-config: write --speculate ngram, and --speculative-tokens",
+        ),
+        (
+            "--speculative-draft-model-path D",
+            "--speculative-draft-model-path: draft models are not supported",
+        ),
         ("--speculative-algorithm EAGLE", "--speculate: expected off or ngram, got `EAGLE`"),
         ("--speculate 3", "--speculate: expected off or ngram, got `3`"),
         ("--speculative-tokens 17", "--speculative-tokens: expected a whole number from 1 to 16, got `17`"),
