@@ -72,6 +72,7 @@ fn config() -> SchedulerConfig {
         max_queue_tokens: 100_000_000,
         prefix_caching: true,
         reward_width: 0,
+        max_drafts: 0,
         policy: Default::default(),
     }
 }
