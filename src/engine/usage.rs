@@ -192,10 +192,8 @@ impl StepCosts {
     pub(super) fn add_generated(&mut self, id: RequestId, generated: usize) -> Cost {
         let Some(usage) = self.open.get_mut(&id) else { return Cost::default() };
         usage.generated += generated as u64;
-        if generated > 0 {
-            // All tokens but the last have been fed, some of them as drafts.
-            usage.feed_until(usage.opened.prompt + usage.generated as usize - 1);
-        }
+        // All but the last of them were fed as drafts. The row itself was counted when it was launched.
+        usage.feed_until(usage.fed + generated.saturating_sub(1));
         usage.cost
     }
 

@@ -2,14 +2,24 @@
 
 use serde_json::Value;
 
-use super::{error_of, octant, parsed, tiny};
+use super::{error_of, octant, parsed};
+use crate::simulation::binary;
+
+/// The tiny model with a tokenizer.
+fn model() -> tempfile::TempDir {
+    let dir = binary::model();
+    let weights = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden/nemotron/model.safetensors");
+    std::fs::copy(weights, dir.path().join("model.safetensors")).unwrap();
+    dir
+}
 
 /// Standard output of a benchmark of the tiny model, and its figures in JSON.
 fn bench(args: &[&str]) -> (String, Value) {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let (model, json) = (tiny(), file.path().to_string_lossy().into_owned());
-    let lengths = ["--input-len", "20", "--output-len", "5", "--threads", "1", "--output-json", &json];
-    let output = octant(&[&["bench"], args, &[&model], &lengths].concat(), &[]);
+    let directory = model();
+    let (model, json) = (directory.path().to_str().unwrap(), file.path().to_str().unwrap());
+    let lengths = ["--input-len", "20", "--output-len", "5", "--threads", "1", "--output-json", json];
+    let output = octant(&[&["bench"], args, &[model], &lengths].concat(), &[]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let figures = serde_json::from_slice(&std::fs::read(file.path()).unwrap()).unwrap();
     (String::from_utf8(output.stdout).unwrap(), figures)
@@ -56,8 +66,9 @@ fn wrong_arguments_are_refused_by_name() {
     ] {
         assert_eq!(parsed(&format!("bench {line}")), Err(error), "{line}");
     }
-    let model = tiny();
-    let refused = |args: &[&str]| error_of(&octant(&[&["bench", "latency", &model], args].concat(), &[]), 1);
+    let directory = model();
+    let model = directory.path().to_str().unwrap();
+    let refused = |args: &[&str]| error_of(&octant(&[&["bench", "latency", model], args].concat(), &[]), 1);
     let error = refused(&["--batch-size", "9", "--max-num-seqs", "8"]);
     assert!(error.contains("--batch-size: expected at most --max-num-seqs, 8, got 9"), "{error}");
     let error = refused(&["--input-len", "100000"]);

@@ -151,14 +151,13 @@ fn floors_of_decode_steps() {
                 printed(&format!("{batch} products"), products * 1e3, products_ms, 0.01);
             }
         }
-        // A BF16 message would have 36,864 bytes per row. Ours has F32, twice that, because sums between
-        // ranks must have the same bits however they are made. For many rows it is half F32 and half E4M3:
-        // 2.5 bytes per element.
+        // A message has 36,864 bytes per row, BF16. For many rows it is half BF16 and half E4M3: 1.5 bytes per
+        // element. The sum after the embedding is F32, and the one after the last layer half BF16, half F32.
         let elements = (batch * 18432) as f64;
         printed(&format!("{batch} message"), 2.0 * elements / 1e6, message, 0.001);
         let reduce = decode(&models[0], batch, 1024).reduce * 1e12;
-        let block = (4.0 * elements).min((2.5 * elements).max(512e3));
-        let expected = 191.0 * block + 2.0 * 4.0 * elements;
+        let block = (2.0 * elements).min((1.5 * elements).max(512e3));
+        let expected = 191.0 * block + (4.0 + 3.0) * elements;
         assert!((reduce / expected - 1.0).abs() < 1e-9, "{batch}: {reduce} instead of {expected}");
     }
     assert_eq!((1.4e15_f64 / (3.0e12 * 2.0)) as usize, 233, "rows at the ridge");
@@ -216,10 +215,10 @@ fn floors_of_prefill_steps() {
         let message = f64::from(tokens) * 18432.0 * 2.0;
         printed(&format!("{tokens} MiB"), message / f64::from(1 << 20), mib, 1.0);
         printed(&format!("{tokens} GB"), 192.0 * message / 1e9, gb, 0.1);
-        // The server sums F32 values and passes the results on as E4M3: a quarter more bytes than BF16 both
-        // ways. The sums after the last layer and after the embedding are F32.
+        // The server sums BF16 values and passes the results on as E4M3: a quarter fewer bytes than BF16 both
+        // ways. The sum after the embedding is F32, and the one after the last layer is passed on as F32.
         let time = cost(KvDtype::Fp8, bare(3.0e12, 1e15)).step([row]);
-        let expected = (191.0 * 1.25 + 2.0 * 2.0) * message;
+        let expected = (191.0 * 0.75 + 2.0 + 1.5) * message;
         assert!((time.reduce * 1e12 / expected - 1.0).abs() < 1e-9, "{tokens}: {}", time.reduce);
     }
 }
