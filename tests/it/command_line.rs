@@ -73,6 +73,8 @@ fn spellings_of_other_servers_give_the_same_settings() {
         ("DIR --kv-cache-dtype fp8_e4m3", &["kv_cache_dtype: Some(Fp8)"]),
         ("DIR --kv-cache-dtype bfloat16", &["kv_cache_dtype: Some(Bf16)"]),
         ("DIR -q FP8", &["quantization: Fp8"]),
+        ("DIR --lm-head-dtype BFLOAT16", &["lm_head_dtype: Some(Bf16)"]),
+        ("DIR --lm_head_dtype=fp8", &["lm_head_dtype: Some(Fp8)"]),
         ("DIR --drain-timeout 5m", &["drain_timeout: 300s"]),
         ("DIR --step-timeout=90s", &["step_timeout: 90s"]),
     ] {
@@ -255,6 +257,7 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
         ),
         ("DIR --kv-reserve 2", "--kv-reserve: expected a fraction from 0 to 1, got `2`"),
         ("DIR --quantization awq", "--quantization: got `awq`; possible values: fp8, none"),
+        ("DIR --lm-head-dtype int8", "--lm-head-dtype: got `int8`; possible values: fp8, bf16"),
         ("DIR --kv-cache-dtype=", "--kv-cache-dtype: expected a value, got none; possible values: fp8, bf16"),
         ("DIR --device gpu", "--device: got `gpu`; possible values: cpu, cuda, simulate"),
         ("DIR --model OTHER", "--model: expected one model, got --model `OTHER` and the directory `DIR`"),
