@@ -53,8 +53,6 @@ pub struct CostModel {
     products: [Product; 4],
     /// Bytes per element of the LM head.
     head_element: f64,
-    /// Floating-point operations of the LM head's products per second, as a share of those of FP8 products.
-    head_rate: f64,
     /// Bytes per element of the KV cache.
     kv_element: f64,
     /// Whether cuBLASLt computes the products of many rows where it is faster.
@@ -83,7 +81,6 @@ impl CostModel {
         let fp8_head = model.head_dtype == HeadDtype::Fp8;
         Ok(Self {
             head_element: if fp8_head { 1.0 } else { 2.0 },
-            head_rate: if fp8_head && precision == Precision::Fp8 { 1.0 } else { 0.5 },
             products: share.linear_shapes().map(|(out, input)| Product::new(out, input, operands)),
             share,
             ranks,
@@ -137,8 +134,7 @@ impl CostModel {
             cuts: linear.cuts(),
             head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * self.head_element
                 / (hardware.read * of_head(Limit::Memory)),
-            head_products: 2.0 * logits * head
-                / (hardware.products * self.head_rate * of_head(Limit::Arithmetic)),
+            head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
             kv: kv_bytes / kv_rate,
             attention: pairs * layers * (4 * q_heads * head_dim) as f64 / attention,
             activations: layers * self.spilled_bytes(tokens) / rows_rate,
