@@ -1,7 +1,9 @@
 //! Measures whole steps of a real model on the CPU through the runner, without scheduler or HTTP: prefill of
-//! one prompt of 512 tokens, and decode at batch sizes 1, 4, 16 and 64, in tokens per second.
+//! one prompt of 512 tokens, and decode at batch sizes 1, 4, 16 and 64, in tokens per second. Last, decode
+//! after 8,000 tokens of context, and the share of such a step that is attention over them: what it takes
+//! longer than a step after one token.
 //!
-//!     cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]
+//!     cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--fp8-head] [--reps N]
 //!
 //! Decode starts at position 128 of each sequence and generates 64 tokens; the contents of the cache before
 //! that position are arbitrary. Each figure is the median over the repetitions.
@@ -14,7 +16,7 @@ use cpu::{RunnerSettings, kv_dtype};
 use octant::bench::steps::{DecodeRun, Steps};
 use octant::device::cpu::Cpu;
 use octant::device::{BLOCK_TOKENS, Device};
-use octant::model::{ModelConfig, Precision, StepRoom};
+use octant::model::{HeadDtype, ModelConfig, Precision, StepRoom};
 use octant::runner::{MemoryNeeds, MemoryPlan};
 use octant::statistics::Distribution;
 
@@ -23,22 +25,29 @@ const CONTEXT: usize = 128;
 const GENERATED: usize = 64;
 const BATCHES: [usize; 4] = [1, 4, 16, 64];
 
+/// Tokens of context whose attention is measured, and the batch sizes.
+const LONG_CONTEXT: usize = 8000;
+const LONG_BATCHES: [usize; 2] = [1, 4];
+
 struct Options {
     dir: PathBuf,
     threads: usize,
     precision: Precision,
+    head: HeadDtype,
     reps: usize,
 }
 
 fn options() -> Options {
     let threads = octant::machine::cores();
-    let mut o = Options { dir: PathBuf::new(), threads, precision: Precision::Fp8, reps: 5 };
+    let mut o =
+        Options { dir: PathBuf::new(), threads, precision: Precision::Fp8, head: HeadDtype::Bf16, reps: 5 };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         let mut number = || args.next().and_then(|n| n.parse().ok()).expect("a number after the option");
         match arg.as_str() {
             "--threads" => o.threads = number(),
             "--reps" => o.reps = number(),
+            "--fp8-head" => o.head = HeadDtype::Fp8,
             "--unquantized" => o.precision = Precision::None,
             // Cargo passes this flag itself.
             "--bench" => {}
@@ -51,10 +60,13 @@ fn options() -> Options {
 fn main() {
     let o = options();
     if o.dir.as_os_str().is_empty() {
-        println!("usage: cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--reps N]");
+        println!(
+            "usage: cargo bench --bench forward -- DIR [--threads N] [--unquantized] [--fp8-head] [--reps N]"
+        );
         return;
     }
-    let config = ModelConfig::from_dir(&o.dir).expect("a model directory");
+    let mut config = ModelConfig::from_dir(&o.dir).expect("a model directory");
+    config.head_dtype = o.head;
     let needs = MemoryNeeds::new(
         &config,
         &Cpu::LAYOUT,
@@ -79,13 +91,25 @@ fn main() {
     let rates: Vec<f64> = (0..o.reps).map(|_| rate(steps.prefill(0, PREFILL).expect("a step"))).collect();
     println!("prefill {PREFILL:4} tokens  {:9.1} tokens/s", Distribution::of(rates).p50);
     for batch in BATCHES {
-        let mut decode = || {
-            let times = steps
-                .decode(DecodeRun { batch, context: CONTEXT, warm_up: 0, reps: GENERATED })
-                .expect("steps");
-            (batch * GENERATED) as f64 / times.iter().sum::<f64>()
-        };
-        let rates: Vec<f64> = (0..o.reps).map(|_| decode()).collect();
+        let rates = (0..o.reps).map(|_| decode_rate(&mut steps, batch, CONTEXT)).collect();
         println!("decode  batch {batch:4}  {:9.1} tokens/s", Distribution::of(rates).p50);
     }
+    for batch in LONG_BATCHES.into_iter().filter(|_| config.max_positions >= LONG_CONTEXT + GENERATED) {
+        let mut rate = |context| {
+            let rates = (0..o.reps).map(|_| decode_rate(&mut steps, batch, context)).collect();
+            Distribution::of(rates).p50
+        };
+        let (short, long) = (rate(1), rate(LONG_CONTEXT));
+        println!(
+            "decode  batch {batch:4}  {long:9.1} tokens/s after {LONG_CONTEXT} tokens; attention over them is \
+             {:.0} % of a step",
+            (1.0 - long / short) * 100.0
+        );
+    }
+}
+
+/// Tokens per second of some decode steps of `batch` sequences.
+fn decode_rate(steps: &mut Steps, batch: usize, context: usize) -> f64 {
+    let run = DecodeRun { batch, context, warm_up: 0, reps: GENERATED };
+    (batch * GENERATED) as f64 / steps.decode(run).expect("steps").iter().sum::<f64>()
 }

@@ -72,8 +72,6 @@ pub struct CostModel {
     products: [Product; 4],
     /// Bytes per element of the LM head.
     head_element: f64,
-    /// Floating-point operations of the LM head's products per second, as a share of those of FP8 products.
-    head_rate: f64,
     /// Bytes per element of the KV cache.
     kv_element: f64,
     bytes: ElementBytes,
@@ -103,7 +101,6 @@ impl CostModel {
         let fp8_head = model.head_dtype == HeadDtype::Fp8;
         Ok(Self {
             head_element: if fp8_head { 1.0 } else { 2.0 },
-            head_rate: if fp8_head && precision == Precision::Fp8 { 1.0 } else { 0.5 },
             products: share.linear_shapes().map(|(out, input)| Product::new(out, input, operands)),
             share,
             ranks,
@@ -152,8 +149,7 @@ impl CostModel {
             cuts: linear.cuts(),
             head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * self.head_element
                 / (hardware.read * of_head(Limit::Memory)),
-            head_products: 2.0 * logits * head
-                / (hardware.products * self.head_rate * of_head(Limit::Arithmetic)),
+            head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
             kv: layers * attention.reading(self.kv_element, kv_rate),
             attention: layers * attention.multiplying(attention_rate),
             activations: layers * self.spilled_bytes(tokens) / rows_rate,

@@ -19,7 +19,7 @@ pub struct StepTime {
     pub cuts: f64,
     /// Reading the LM head, which is BF16 or E4M3, once per 64 rows of logits.
     pub head_weights: f64,
-    /// Multiplying by the LM head, at half of `products` unless head and inputs are E4M3.
+    /// Multiplying by the LM head, at half of `products`, since its inputs are BF16.
     pub head_products: f64,
     /// Reading keys and values: L × positions of whole blocks × 2 × KV heads × head_dim × bytes per
     /// element / `read`.

@@ -295,7 +295,7 @@ impl LoadPlanner<'_> {
         self.table(if as_head { "lm_head" } else { "model.embed_tokens" }, HeadDtype::Bf16)
     }
 
-    /// Plans an embedding or LM head. It has type `dtype` unless stored as E4M3.
+    /// Plans an embedding or LM head. It has type `dtype` and BF16 inputs unless stored as E4M3.
     fn table(&mut self, module: &str, dtype: HeadDtype) -> Result<usize, LoadError> {
         let (vocab, input) = (self.config.vocab, self.config.hidden);
         let tensor = self.checkpoint.take_shaped(&format!("{module}.weight"), &[vocab, input])?;
@@ -309,10 +309,11 @@ impl LoadPlanner<'_> {
             (form, quant)
         } else {
             convert::float_width(&tensor)?;
-            match (dtype, self.precision) {
-                (HeadDtype::Bf16, _) => (WeightForm::Bf16, ActQuant::Bf16),
-                (HeadDtype::Fp8, precision) => (WeightForm::Quantised, inputs_of_quantised_head(precision)),
-            }
+            let form = match dtype {
+                HeadDtype::Bf16 => WeightForm::Bf16,
+                HeadDtype::Fp8 => WeightForm::Quantised,
+            };
+            (form, ActQuant::Bf16)
         };
         Ok(self.add_table(tensor, form, quant))
     }
@@ -338,8 +339,7 @@ impl LoadPlanner<'_> {
         let StoredMatrix { tensor, form, .. } = &self.sources[self.sources.len() - 1];
         match (form, self.config.head_dtype) {
             (WeightForm::Bf16, HeadDtype::Fp8) => {
-                let quant = inputs_of_quantised_head(self.precision);
-                HeadPlan::Matrix(self.add_table(tensor.clone(), WeightForm::Quantised, quant))
+                HeadPlan::Matrix(self.add_table(tensor.clone(), WeightForm::Quantised, ActQuant::Bf16))
             }
             _ => HeadPlan::Embedding,
         }
@@ -394,14 +394,6 @@ impl LoadPlanner<'_> {
         let names = names.iter().map(|name| format!("{base}.self_attn.{name}"));
         let Some(name) = names.into_iter().find(|name| self.checkpoint.has(name)) else { return Ok(1.0) };
         convert::scalar(&self.checkpoint.take(&name)?)
-    }
-}
-
-/// Format of the inputs of an LM head that is quantised on load.
-pub(super) fn inputs_of_quantised_head(precision: Precision) -> ActQuant {
-    match precision {
-        Precision::Fp8 => ActQuant::Fp8PerToken,
-        Precision::None => ActQuant::Bf16,
     }
 }
 

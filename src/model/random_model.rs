@@ -2,7 +2,6 @@
 //! distributed and quantised like real ones. Every layer is different, so that no cache makes the result look
 //! better.
 
-use super::load_plan::inputs_of_quantised_head;
 use super::{Head, HeadDtype, Layer, Linear, LoadError, Model, ModelConfig, Precision, Shard};
 use crate::device::{
     ActQuant, Device, DeviceError, LayerKv, MakeRandomMatrix, Norm, RandomWeights, RewardWeights, Rope, fp8,
@@ -121,8 +120,7 @@ impl<D: Device> WeightGenerator<'_, D> {
     fn table(&mut self, dtype: HeadDtype) -> Result<Linear<D::Matrix>, DeviceError> {
         let bf16 = dtype == HeadDtype::Bf16;
         let matrix = self.matrix(self.config.vocab, self.config.hidden, 1.0 / DEVIATION, bf16)?;
-        let quant = if bf16 { ActQuant::Bf16 } else { inputs_of_quantised_head(self.precision) };
-        Ok(Linear { matrix, quant })
+        Ok(Linear { matrix, quant: ActQuant::Bf16 })
     }
 
     /// The next random matrix; each call uses a new seed.

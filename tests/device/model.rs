@@ -7,7 +7,9 @@ use std::time::Duration;
 use octant::comm::SingleDeviceGroup;
 use octant::device::{CacheSpec, Device, KvDtype, Segment, StepInputs, Token};
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
-use octant::model::{LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace};
+use octant::model::{
+    HeadDtype, LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace,
+};
 use octant::request::{Request, SamplingParams, StopRules};
 use octant::runner::{RankParts, Runner, RunnerOptions};
 
@@ -26,14 +28,35 @@ pub fn fixture(name: &str) -> PathBuf {
 /// Loads a model on a new device.
 pub fn load(dir: &Path, precision: Precision) -> Result<(ModelConfig, Dev, Model<Dev>), LoadError> {
     let config = ModelConfig::from_dir(dir)?;
-    let device = dev::one();
-    let model = Model::load(dir, &config, Shard::WHOLE, precision, &device, &mut |_| {})?;
+    let (device, model) = load_as(dir, &config, precision)?;
     Ok((config, device, model))
+}
+
+/// Loads a model of this configuration on a new device.
+fn load_as(dir: &Path, config: &ModelConfig, precision: Precision) -> Result<(Dev, Model<Dev>), LoadError> {
+    let device = dev::one();
+    let model = Model::load(dir, config, Shard::WHOLE, precision, &device, &mut |_| {})?;
+    Ok((device, model))
 }
 
 /// Computes the logits of all positions of a prompt, \[tokens, vocab\], in one step.
 pub fn logits(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec<f32> {
-    let (config, device, model) = load(dir, precision).unwrap();
+    logits_as(dir, &ModelConfig::from_dir(dir).unwrap(), (precision, kv), ids)
+}
+
+/// [`logits`] of a model whose LM head, stored as floats, is loaded as E4M3.
+pub fn logits_of_fp8_head(dir: &Path, precision: Precision, kv: KvDtype, ids: &[u32]) -> Vec<f32> {
+    let config = ModelConfig { head_dtype: HeadDtype::Fp8, ..ModelConfig::from_dir(dir).unwrap() };
+    logits_as(dir, &config, (precision, kv), ids)
+}
+
+fn logits_as(
+    dir: &Path,
+    config: &ModelConfig,
+    (precision, kv): (Precision, KvDtype),
+    ids: &[u32],
+) -> Vec<f32> {
+    let (device, model) = load_as(dir, config, precision).unwrap();
     let blocks = ids.len().div_ceil(64);
     let spec = CacheSpec { layers: config.layers, blocks, heads: config.heads, dtype: kv };
     let mut cache = device.cache(spec).unwrap();

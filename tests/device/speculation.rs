@@ -8,8 +8,8 @@ use octant::grammar::GrammarMatcher;
 use octant::random::Random;
 use octant::request::Request;
 use octant::runner::Runner;
-use octant::scheduler::MAX_DRAFTS;
 use octant::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, StepPlan, TokenSource};
+use octant::scheduler::{MAX_DRAFTS, SchedulerConfig};
 
 use super::determinism::{Answer, alone, answer, block_on, requests};
 use super::model::{engine, fixture, runner, scheduler_config};
@@ -116,7 +116,8 @@ fn rows_with_drafts_have_the_bits_of_rows_without() {
     for name in ["nemotron", "llama"] {
         let dir = fixture(name);
         let expected = alone(&dir);
-        let config = scheduler_config(&dir);
+        // The first step has all prompts.
+        let config = SchedulerConfig { max_num_batched_tokens: 1024, ..scheduler_config(&dir) };
         let mut runner = runner(&dir, &config);
         let mut random = Random::new(7);
         let known = |(index, (request, answer))| Known::new(request, answer, index as u32 * 4);

@@ -74,6 +74,8 @@ fn spellings_of_other_servers_give_the_same_settings() {
         ("DIR --kv-cache-dtype fp8_e4m3", &["kv_cache_dtype: Some(Fp8)"]),
         ("DIR --kv-cache-dtype bfloat16", &["kv_cache_dtype: Some(Bf16)"]),
         ("DIR -q FP8", &["quantization: Fp8"]),
+        ("DIR --lm-head-dtype BFLOAT16", &["lm_head_dtype: Some(Bf16)"]),
+        ("DIR --lm_head_dtype=fp8", &["lm_head_dtype: Some(Fp8)"]),
         ("DIR --drain-timeout 5m", &["drain_timeout: 300s"]),
         ("DIR --step-timeout=90s", &["step_timeout: 90s"]),
     ] {
@@ -258,6 +260,7 @@ fn a_wrong_value_names_its_flag_and_what_was_expected() {
         ("DIR --target-itl 50ms", "--target-itl: expected seconds from 1e-6 to 1e9, auto or off, got `50ms`"),
         ("DIR --target-itl 0", "--target-itl: expected seconds from 1e-6 to 1e9, auto or off, got `0`"),
         ("DIR --quantization awq", "--quantization: got `awq`; possible values: fp8, none"),
+        ("DIR --lm-head-dtype int8", "--lm-head-dtype: got `int8`; possible values: fp8, bf16"),
         ("DIR --kv-cache-dtype=", "--kv-cache-dtype: expected a value, got none; possible values: fp8, bf16"),
         ("DIR --device gpu", "--device: got `gpu`; possible values: cpu, cuda, simulate"),
         ("DIR --model OTHER", "--model: expected one model, got --model `OTHER` and the directory `DIR`"),

@@ -253,6 +253,16 @@ fn weights_of_scores_are_those_of_the_models_values() {
 }
 
 #[test]
+fn a_reward_model_has_no_lm_head_with_a_type() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(Path::new(&tiny()).join("config.json")).unwrap();
+    let config = config.replace("NemotronForCausalLM", "NemotronForSequenceClassification");
+    std::fs::write(dir.path().join("config.json"), config).unwrap();
+    let output = serve(&["--model", dir.path().to_str().unwrap(), "--lm-head-dtype", "fp8"], &[]);
+    refuses(&output, 1, &["--lm-head-dtype", "expected a model with an LM head; this one scores"]);
+}
+
+#[test]
 fn errors_of_the_key_file_contain_no_key() {
     for (text, part) in [
         ("", "[[keys]]"),

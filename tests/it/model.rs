@@ -6,6 +6,7 @@ mod configurations;
 mod contradictions;
 mod direct_file;
 mod errors;
+mod lm_head;
 mod loading;
 mod quantization_configs;
 mod reward_heads;

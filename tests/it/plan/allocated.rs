@@ -4,7 +4,7 @@ use std::path::Path;
 
 use octant::device::cpu::{Cpu, CpuOptions};
 use octant::device::{Device, KvDtype, Layout};
-use octant::model::{Model, ModelConfig, Precision, Shard, StepBytes, StepRoom, Workspace};
+use octant::model::{HeadDtype, Model, ModelConfig, Precision, Shard, StepBytes, StepRoom, Workspace};
 use octant::offline::{Conversion, Granularity};
 use octant::runner::{MemoryNeeds, MemoryPlan, WeightBytes};
 
@@ -16,7 +16,11 @@ const SLOTS: usize = 5;
 
 /// Loads one rank, allocates its buffers and its KV cache, and compares each with the plan.
 fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
-    let config = ModelConfig::from_dir(dir).unwrap();
+    agrees_with_head(dir, ranks, form, HeadDtype::Bf16);
+}
+
+fn agrees_with_head(dir: &Path, ranks: usize, form: (Precision, KvDtype), head_dtype: HeadDtype) {
+    let config = ModelConfig { head_dtype, ..ModelConfig::from_dir(dir).unwrap() };
     let share = config.share(ranks).unwrap();
     let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
     let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
@@ -47,6 +51,15 @@ fn allocations_match_the_memory_plan() {
             for kv in [KvDtype::Fp8, KvDtype::Bf16] {
                 agrees(&fixture(name), ranks, (precision, kv));
             }
+        }
+    }
+}
+
+#[test]
+fn allocations_with_an_fp8_head_match_the_memory_plan() {
+    for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 2)] {
+        for precision in [Precision::Fp8, Precision::None] {
+            agrees_with_head(&fixture(name), ranks, (precision, KvDtype::Fp8), HeadDtype::Fp8);
         }
     }
 }

@@ -151,8 +151,9 @@ fn floors_of_decode_steps() {
                 printed(&format!("{batch} products"), products * 1e3, products_ms, 0.01);
             }
         }
-        // A message has 36,864 bytes per row, BF16. For many rows it is half BF16 and half E4M3: 1.5 bytes per
-        // element. The sum after the embedding is F32, and the one after the last layer half BF16, half F32.
+        // A message has 36,864 bytes per row, BF16. For many rows it is half BF16 and half E4M3: 1.5 bytes
+        // per element. The sum after the embedding is F32, and the one after the last layer half BF16, half
+        // F32.
         let elements = (batch * 18432) as f64;
         printed(&format!("{batch} message"), 2.0 * elements / 1e6, message, 0.001);
         let reduce = decode(&models[0], batch, 1024).reduce * 1e12;
