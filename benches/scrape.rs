@@ -63,6 +63,7 @@ fn config() -> SchedulerConfig {
         max_queue_tokens: 65_536,
         prefix_caching: true,
         reward_width: 0,
+        max_drafts: 0,
         policy: Default::default(),
     }
 }

@@ -188,12 +188,15 @@ impl StepCosts {
         }
     }
 
-    /// Adds `generated` tokens to a request. Returns its cost so far.
+    /// Adds the `generated` tokens of a row to a request. Returns its cost so far.
     pub(super) fn add_generated(&mut self, id: RequestId, generated: usize) -> Cost {
         let Some(usage) = self.open.get_mut(&id) else { return Cost::default() };
         usage.generated += generated as u64;
-        // All but the last of them were fed as drafts. The row itself was counted when it was launched.
-        usage.feed_until(usage.fed + generated.saturating_sub(1));
+        // All but the last were fed as drafts.
+        usage.cost.computed_tokens += generated.saturating_sub(1) as u64;
+        if generated > 1 {
+            usage.fed = usage.fed.max(usage.opened.prompt + usage.generated as usize - 1);
+        }
         usage.cost
     }
 
@@ -255,14 +258,9 @@ impl RequestUsage {
         }
         let again = self.fed.min(end).saturating_sub(position);
         self.cost.recomputed_tokens += again as u64;
-        self.feed_until(end);
-        tokens == 1 && again == 0 && position >= self.opened.prompt
-    }
-
-    /// Counts the positions up to `end` that have been fed for the first time.
-    fn feed_until(&mut self, end: usize) {
-        self.cost.computed_tokens += end.saturating_sub(self.fed) as u64;
+        self.cost.computed_tokens += (tokens - again) as u64;
         self.fed = self.fed.max(end);
+        tokens == 1 && again == 0 && position >= self.opened.prompt
     }
 
     fn device_time(&mut self, decode: bool) -> &mut f64 {

@@ -13,7 +13,7 @@ use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::KvDtype;
 use crate::engine::{Forecast, SchedulerConfig};
 use crate::model::{HeadDtype, ModelConfig, Precision};
-use crate::scheduler::{StepTime, StepTimes};
+use crate::scheduler::{ContextTime, StepTime, StepTimes};
 
 /// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
 pub(crate) struct CostInputs {
@@ -117,12 +117,15 @@ pub(crate) fn forecast(cost: &CostModel, config: &SchedulerConfig, pace: f64) ->
 
 /// Predicted times of steps of few rows, by which drafts are chosen.
 pub(crate) fn step_times(cost: &CostModel, config: &SchedulerConfig) -> StepTimes {
-    let step = |rows: usize| {
+    let step = |rows: usize, position: u32| {
         let count = u32::try_from(rows).unwrap_or(u32::MAX);
-        let row = RowShape { tokens: count, position: 0, logits: count };
+        let row = RowShape { tokens: count, position, logits: count };
         StepTime { rows, seconds: cost.step([row]).total() }
     };
-    StepTimes::new(StepTimes::rows_to_measure(config.max_num_batched_tokens).map(step).collect())
+    let short = StepTimes::rows_to_measure(config.max_num_batched_tokens).map(|rows| step(rows, 0));
+    let context: u32 = 2048;
+    let long = |rows: usize| ContextTime { context: context as usize, time: step(rows, context) };
+    StepTimes::new(short.collect()).with_context(StepTimes::WITH_CONTEXT.map(long))
 }
 
 /// A recorded number format.

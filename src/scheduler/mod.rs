@@ -21,7 +21,7 @@
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
-//! `speculation` chooses drafts, which `ngram` finds. `prefetch` concerns the processor's caches only.
+//! `speculation` chooses drafts, which `ngram` finds, by `step_times`. `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
 mod counts;
@@ -39,6 +39,7 @@ mod sequence;
 mod slots;
 mod speculation;
 pub mod step_plan;
+mod step_times;
 mod yielding;
 
 use std::collections::{BTreeMap, HashMap};
@@ -51,8 +52,9 @@ pub use error::SchedulerError;
 use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
-pub use speculation::{MAX_DRAFTS, StepTime, StepTimes};
+pub use speculation::MAX_DRAFTS;
 use step_plan::{RowOutput, StepOutput, StepPlan};
+pub use step_times::{ContextTime, StepTime, StepTimes};
 
 /// The most steps that may be planned and not yet committed.
 pub(crate) const MAX_IN_FLIGHT: usize = 2;

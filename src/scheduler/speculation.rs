@@ -9,13 +9,15 @@
 //! to have some, one step is in flight for all sequences. (With two, a sequence with drafts would have a row
 //! in every second step only.)
 //!
-//! Drafts are chosen by their chances ([`super::ngram`]) and by the times of steps ([`StepTimes`]): those
-//! that raise the expected tokens per second most, and none unless they raise them by [`LEAST_GAIN`].
+//! Drafts are chosen by their chances ([`super::ngram`]) and by the times of steps
+//! ([`super::step_times`]): those that raise the expected tokens per second most, and none unless they raise
+//! them by [`LEAST_GAIN`].
 
 use super::Scheduler;
 use super::blocks::Pool;
 use super::sequence::{Order, Sequence};
 use super::step_plan::BLOCK_TOKENS;
+use super::step_times::StepTimes;
 
 /// The most drafts of a row.
 pub const MAX_DRAFTS: usize = 16;
@@ -30,64 +32,13 @@ const LEAST_CHANCE: f32 = 0.05;
 /// The most decode rows of a step that is considered for drafts.
 const MOST_DECODES: usize = 256;
 
-/// Expected times of steps of few rows, from measurements at start or from a cost model. Only ratios of times
-/// matter.
-#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct StepTimes {
-    /// In ascending order of rows.
-    points: Vec<StepTime>,
-}
-
-/// The time of a step.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct StepTime {
-    /// Tokens fed.
-    pub rows: usize,
-    /// Seconds.
-    pub seconds: f64,
-}
-
-impl StepTimes {
-    /// Numbers of rows whose times are worth measuring, up to `most`.
-    pub fn rows_to_measure(most: usize) -> impl Iterator<Item = usize> {
-        const ROWS: [usize; 14] = [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64];
-        ROWS.into_iter().take_while(move |rows| *rows <= most)
-    }
-
-    /// Times in any order. A step is taken to last at least as long as every step of fewer rows.
-    pub fn new(mut points: Vec<StepTime>) -> Self {
-        points.retain(|point| point.seconds.is_finite() && point.seconds > 0.0);
-        points.sort_by_key(|point| point.rows);
-        points.dedup_by_key(|point| point.rows);
-        let mut least: f64 = 0.0;
-        for point in &mut points {
-            least = least.max(point.seconds);
-            point.seconds = least;
-        }
-        Self { points }
-    }
-
-    /// Seconds of a step: on the lines between the known times and on the continuation of the last one. 1
-    /// where nothing is known.
-    pub fn seconds(&self, rows: usize) -> f64 {
-        let after = self.points.partition_point(|point| point.rows < rows);
-        let (from, to) = match (self.points.get(after), self.points.len()) {
-            (_, 0) => return 1.0,
-            (Some(first), _) if after == 0 => return first.seconds,
-            (Some(to), _) => (&self.points[after - 1], to),
-            (None, 1) => return self.points[0].seconds,
-            (None, all) => (&self.points[all - 2], &self.points[all - 1]),
-        };
-        let slope = (to.seconds - from.seconds) / (to.rows - from.rows) as f64;
-        from.seconds + slope * (rows - from.rows) as f64
-    }
-}
-
 /// A draft that a sequence may feed.
 struct Candidate {
     order: Order,
     /// The probability that it and all drafts before it are accepted.
     chance: f32,
+    /// Positions before it, about.
+    context: usize,
 }
 
 impl Scheduler {
@@ -121,39 +72,50 @@ impl Scheduler {
         }
     }
 
+    /// The sequences that have a decode row in the next step, if the budget allows.
+    fn decoding(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().filter(|sequence| sequence.pending() == 1)
+    }
+
     /// The drafts with which the next step is expected to yield the most tokens per second; none if they gain
     /// too little. With a step in flight, the drafts that follow its tokens, if these are as expected.
     fn chosen_drafts(&mut self) -> Vec<Candidate> {
         if self.config.max_drafts == 0 {
             return Vec::new();
         }
-        let decodes = self.running.values().filter(|sequence| sequence.pending() == 1).count();
+        let decodes = self.decoding().count();
         let budget = self.config.max_num_batched_tokens;
         if decodes == 0 || decodes > MOST_DECODES.min(budget) {
             return Vec::new();
         }
         let prompts = (self.unfed_tokens() + self.waiting_tokens).min(budget - decodes);
-        let seconds = |drafts: usize| self.step_times.seconds((decodes + prompts + drafts).min(budget));
-        let most = self.config.max_drafts;
+        let times = &self.step_times;
+        let context: usize = self.decoding().map(Sequence::len).sum();
+        let attention = times.first_row * context as f64;
+        let seconds = |drafts: usize| attention + times.seconds((decodes + prompts + drafts).min(budget));
         let needed = decodes as f64 / seconds(0) * LEAST_GAIN;
         // Drafts that are all accepted.
         let can_pay = |drafts: usize| (decodes + drafts) as f64 / seconds(drafts) >= needed;
+        let most = self.config.max_drafts;
         if !(1..=most).any(|each| can_pay(each) || can_pay(each * decodes)) {
             return Vec::new();
         }
         let mut candidates = Vec::new();
         for (order, sequence) in &mut self.running {
+            let (order, context) = (*order, sequence.len());
             let chances = sequence.draft_chances(most).into_iter();
             let likely = chances.take_while(|chance| *chance >= LEAST_CHANCE);
-            candidates.extend(likely.map(|chance| Candidate { order: *order, chance }));
+            candidates.extend(likely.map(|chance| Candidate { order, chance, context }));
         }
         // Drafts of one sequence stay in order, since their chances fall and the sort is stable.
         candidates.sort_by(|one, other| other.chance.total_cmp(&one.chance));
         candidates.truncate((budget - decodes).min(self.config.max_num_seqs + SPARE_SAMPLES));
         let (mut expected, mut chosen, mut best) = (decodes as f64, 0, needed);
+        let mut context = 0;
         for (index, candidate) in candidates.iter().enumerate() {
             expected += f64::from(candidate.chance);
-            let rate = expected / seconds(index + 1);
+            context += candidate.context;
+            let rate = expected / (seconds(index + 1) + times.further_row * context as f64);
             if rate >= best {
                 (chosen, best) = (index + 1, rate);
             }

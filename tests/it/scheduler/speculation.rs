@@ -5,7 +5,7 @@ use std::sync::Arc;
 use octant::request::{Finish, SampledToken, SamplingParams};
 use octant::scheduler::step_plan::{RowOutput, StepOutput, TokenSource};
 use octant::scheduler::{
-    PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError, StepTime, StepTimes,
+    ContextTime, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError, StepTime, StepTimes,
 };
 
 use super::Bench;
@@ -104,6 +104,23 @@ fn a_large_batch_feeds_no_drafts() {
     }
 }
 
+/// After a long context a further row costs as much as the first one.
+#[test]
+fn a_long_context_makes_drafts_cost_more() {
+    for (further_row, pays) in [(0.0, true), (0.01, false)] {
+        let mut bench = Bench::new(speculating());
+        let mut step_times = times(0.1, 0.01);
+        (step_times.first_row, step_times.further_row) = (0.01, further_row);
+        bench.scheduler.set_step_times(step_times);
+        let mut request = repetitive(0, 60);
+        request.prompt = (0..600).map(|i| i % 90).collect();
+        bench.submit(request);
+        bench.run(2);
+        let drafts = bench.scheduler.counts().speculation.drafts;
+        assert_eq!(drafts > 0, pays, "{drafts} drafts with {further_row} s for each position");
+    }
+}
+
 /// After its first token an answer of `max_tokens` 3 needs one draft at most.
 #[test]
 fn no_draft_is_fed_beyond_max_tokens_or_the_budget() {
@@ -189,8 +206,12 @@ fn step_times_between_and_after_the_measured_ones() {
     let points = [(8, 6.0), (2, 3.0), (4, 2.5), (1, 2.0), (3, f64::NAN)].map(time).to_vec();
     let times = StepTimes::new(points);
     let seconds = [1, 2, 3, 4, 6, 8, 12].map(|rows| times.seconds(rows));
-    assert_eq!(seconds, [2.0, 3.0, 3.0, 3.0, 4.5, 6.0, 9.0]);
+    assert_eq!(seconds, [2.0, 2.5, 2.5, 2.5, 4.25, 6.0, 9.5]);
     assert_eq!([1, 100].map(|rows| StepTimes::default().seconds(rows)), [1.0, 1.0]);
     assert_eq!([1, 100].map(|rows| StepTimes::new(vec![time((4, 0.5))]).seconds(rows)), [0.5, 0.5]);
-    assert!(StepTimes::rows_to_measure(20).eq([1, 2, 3, 4, 5, 6, 8, 10, 12, 16]));
+    assert!(StepTimes::rows_to_measure(20).eq([1, 2, 3, 4, 5, 6, 8, 12, 16]));
+    // After 100 positions, one row takes 1 s longer and four take 1.6 s longer.
+    let after = |rows, seconds| ContextTime { context: 100, time: time((rows, seconds)) };
+    let times = times.with_context([after(1, 3.0), after(4, 4.1)]);
+    assert!((times.first_row - 0.01).abs() < 1e-9 && (times.further_row - 0.002).abs() < 1e-9, "{times:?}");
 }
