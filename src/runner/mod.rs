@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
 pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
 pub use rank::RankParts;
-pub use step_times::measure_step_times;
+pub(crate) use step_times::measure_step_times;
 
 use mask_pool::MaskPool;
 

@@ -15,7 +15,7 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// Positions of the context whose cost is measured, at most.
 const CONTEXT: usize = 2048;
 
-/// A kind of step: so many rows of one sequence after a context.
+/// A kind of step: a number of rows of one sequence after a context.
 #[derive(Debug, Clone, Copy)]
 struct Kind {
     rows: usize,
@@ -29,7 +29,7 @@ struct Kind {
 ///
 /// # Errors
 /// A step fails.
-pub fn measure_step_times(
+pub(crate) fn measure_step_times(
     executor: &mut dyn Executor,
     config: &SchedulerConfig,
 ) -> Result<StepTimes, EngineError> {

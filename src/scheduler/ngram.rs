@@ -48,7 +48,7 @@ struct Agreement {
     seen: f32,
 }
 
-/// The class of a match of so many tokens.
+/// The class of a match of this many tokens.
 fn class(matched: usize) -> usize {
     match matched {
         0..=2 => matched,

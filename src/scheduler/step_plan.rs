@@ -59,7 +59,7 @@ impl Row {
     }
 
     /// Tokens fed, without drafts.
-    pub fn len_without_drafts(&self) -> usize {
+    pub(crate) fn len_without_drafts(&self) -> usize {
         self.tokens.len() - self.drafts
     }
 }

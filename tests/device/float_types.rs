@@ -37,7 +37,7 @@ fn bf16_rows_hold_the_nearest_values() {
 }
 
 /// (rows, out, in): outputs that are a multiple of eight and others, one row tile and several, tiles that
-/// are cut along K, and so many rows that blocks compute whole tiles.
+/// are cut along K, and enough rows that blocks compute whole tiles.
 const SHAPES: [(usize, usize, usize); 8] = [
     (1, 24, 16),
     (2, 33, 48),

@@ -18,7 +18,7 @@ pub struct Item {
 /// the device's total time beside the sum of the costs, a template without a model directory, the kernels on
 /// the host, also with a fault, a deadline in virtual time, and updates before they are published.
 const FOR_TESTS: [&str; 6] =
-    ["device_totals", "from_source", "on_faulty_host", "on_host", "set_deadline", "unpublished"];
+    ["device_totals", "from_source", "on_faulty_host", "set_deadline", "unpublished"];
 
 const KINDS: [&str; 6] = ["fn", "struct", "enum", "trait", "const", "type"];
 
