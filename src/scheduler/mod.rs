@@ -21,7 +21,8 @@
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
-//! `speculation` chooses drafts, which `ngram` finds, by `step_times`. `prefetch` concerns the processor's caches only.
+//! `speculation` chooses drafts, which `ngram` finds, by `step_times`. `prefetch` concerns the processor's
+//! caches only.
 
 pub mod blocks;
 mod counts;
