@@ -1,6 +1,7 @@
 //! `kernels/packet_norm.cu`.
 
 use super::peers::{MAX_RANKS, Peers, PeersParams};
+use super::reduce::Reduction;
 use super::row::{self, Quantised};
 use super::{Acts, Cuda, Floats, Launch, norm, reduce_norm};
 use crate::device::{ActQuant, DeviceError, Norm};
@@ -35,12 +36,12 @@ impl Peers {
     pub(super) fn packet_norm(
         &self,
         cuda: &Cuda,
-        residual: &mut Floats,
-        delta: &Floats,
+        reduction: Reduction<'_>,
         norm: &Norm<Cuda>,
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
+        let Reduction { residual, delta, .. } = reduction;
         let (rows, cols, packets) = (residual.rows, residual.cols, self.packets());
         let weights = reduce_norm::weight_bytes(norm, cols);
         let params = PacketNormParams {

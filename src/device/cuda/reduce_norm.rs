@@ -51,7 +51,7 @@ impl Peers {
         let (values, scales) = (self.addresses(out.values.address()), self.addresses(out.scales.address()));
         let target = out.target(rows, quant);
         if !two_shot && self.sends_packets(delta) {
-            return self.packet_norm(cuda, residual, delta, norm, quant, out);
+            return self.packet_norm(cuda, Reduction { residual, delta, mode }, norm, quant, out);
         }
         // With many rows, a block reads the weights once for several of them.
         let weights = if two_shot { 0 } else { weight_bytes(norm, cols) };
