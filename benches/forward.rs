@@ -101,8 +101,8 @@ fn main() {
         };
         let (short, long) = (rate(1), rate(LONG_CONTEXT));
         println!(
-            "decode  batch {batch:4}  {long:9.1} tokens/s after {LONG_CONTEXT} tokens; attention over them is \
-             {:.0} % of a step",
+            "decode  batch {batch:4}  {long:9.1} tokens/s after {LONG_CONTEXT} tokens; attention over them \
+             is {:.0} % of a step",
             (1.0 - long / short) * 100.0
         );
     }

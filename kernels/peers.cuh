@@ -15,7 +15,7 @@
 // 16 bytes at a time, and a rank waits for the data themselves: a word that has not been written is EMPTY,
 // two negative zeros, in whose place a writer stores zeros, which changes no sum. Each rank has three sets of
 // packets, which consecutive such operations use in turn, and empties in each operation the set of the one
-// before. Nobody writes to that set before the operation after the next: a rank that begins it has all
+// before. No rank writes to that set before the operation after the next: a rank that begins it has all
 // packets of the next, so this rank has begun the next, after it had emptied the set. The fence at the end of
 // an operation orders the two for the other ranks.
 #pragma once

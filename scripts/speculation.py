@@ -4,7 +4,7 @@
 Two servers of one model run side by side, one without and one with speculative decoding, and take turns: only
 one of them has requests at a time. Their answers are compared: every text must be the same.
 
-    python3 scripts/speculation.py DIR [--octant target/release/octant] [--json FILE] [-- FLAGS OF BOTH SERVERS]
+    python3 scripts/speculation.py DIR [--octant FILE] [--json FILE] [-- FLAGS OF BOTH SERVERS]
 """
 
 import argparse
@@ -17,11 +17,11 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 TEXT = """The lighthouse at Cape Morrow was built in 1872 by the engineer Anna Lindqvist. It stands forty \
-metres above the sea and its lamp can be seen from thirty kilometres away. For ninety years a keeper lived in \
-the small house beside the tower. The last keeper, Anna's great-grandson Peter, left in 1962, when the lamp \
-became automatic. Today the house is a museum. Visitors can climb the two hundred steps to the gallery, look \
-at the old clockwork that turned the lens, and read the keepers' diaries. The museum is open from May to \
-October, and the ticket costs six euros."""
+metres above the sea and its lamp can be seen from thirty kilometres away. For ninety years a \
+keeper lived in the small house beside the tower. The last keeper, Anna's great-grandson Peter, \
+left in 1962, when the lamp became automatic. Today the house is a museum. Visitors can climb the \
+two hundred steps to the gallery, look at the old clockwork that turned the lens, and read the \
+keepers' diaries. The museum is open from May to October, and the ticket costs six euros."""
 CODE = """class Account:
     def __init__(self, owner, balance=0):
         self.owner = owner
@@ -47,7 +47,8 @@ FUNCTIONS = ["reverses a string", "computes the factorial of n", "checks whether
              "merges two sorted lists", "counts the words of a file", "finds the largest item of a list",
              "computes the greatest common divisor", "sorts a list by bubble sort"]
 QUESTIONS = ["What is the capital of France, and what is it known for?", "How does a bicycle stay upright?",
-             "Give me three tips for sleeping well.", "Why is the sky blue?", "Write a short poem about rain.",
+             "Give me three tips for sleeping well.", "Why is the sky blue?",
+             "Write a short poem about rain.",
              "What should I cook with potatoes and eggs?", "Explain what a black hole is to a child.",
              "Who wrote Hamlet, and what is it about?"]
 
@@ -64,7 +65,9 @@ def tasks():
     names = [("deposit", "pay_in"), ("withdraw", "pay_out"), ("deposit", "add"), ("withdraw", "take")]
     return {
         "edit a text": [chat(edit % (new, old, TEXT), **greedy) for old, new in EDITS],
-        "edit code": [chat(rename % (old, new, CODE), **kind) for old, new in names for kind in (greedy, random)],
+        "edit code": [
+            chat(rename % (old, new, CODE), **kind) for old, new in names for kind in (greedy, random)
+        ],
         "write code": [chat(f"Write a Python function that {what}, with an example.", **greedy)
                        for what in FUNCTIONS],
         "chat, greedy": [chat(question, **greedy) for question in QUESTIONS],
@@ -104,7 +107,8 @@ class Server:
         """Drafts fed and drafts accepted."""
         text = urllib.request.urlopen(self.url + "/metrics").read().decode()
         names = ["num_draft_tokens_total", "num_accepted_tokens_total"]
-        return [float(re.search(rf"^vllm:spec_decode_{name}{{.*}} (\S+)", text, re.M).group(1)) for name in names]
+        found = [re.search(rf"^vllm:spec_decode_{name}{{.*}} (\S+)", text, re.M) for name in names]
+        return [float(match.group(1)) for match in found]
 
     def run(self, bodies, at_once):
         """Texts, tokens per second, and the drafts of the run."""
@@ -149,8 +153,8 @@ def main():
             off, ngram = (statistics.median(rates[server]) for server in (plain, drafting))
             ratio = statistics.median(b / a for a, b in zip(rates[plain], rates[drafting]))
             share = accepted / fed if fed else 0
-            print(f"| {task} | {at_once} | {off:.0f} | {ngram:.0f} | {ratio:.2f} | {accepted:.0f} of {fed:.0f} "
-                  f"({100 * share:.0f} %) |", flush=True)
+            print(f"| {task} | {at_once} | {off:.0f} | {ngram:.0f} | {ratio:.2f} | {accepted:.0f} of "
+                  f"{fed:.0f} ({100 * share:.0f} %) |", flush=True)
             rows.append({"task": task, "at_once": at_once, "off": rates[plain], "ngram": rates[drafting],
                          "ratio": ratio, "fed": fed, "accepted": accepted})
     for server in (plain, drafting):

@@ -14,7 +14,8 @@ pub use nccl::Nccl;
 pub use p2p::{OneShotRows, P2p};
 pub use single_device::SingleDeviceGroup;
 
-use crate::device::{ActQuant, Device, DeviceError, FloatType, Floats, Norm};
+pub use crate::device::Message;
+use crate::device::{ActQuant, Device, DeviceError, Floats, Norm};
 
 /// One rank's handle on its group. Every rank calls the same operations in the same order. The error of an
 /// operation that another rank does not reach comes from the operation itself, or from a later call of the
@@ -64,17 +65,6 @@ pub struct GroupBuffers<'a, D: Device> {
     pub floats: &'a [&'a Floats<D>],
     /// Outputs of [`Communicator::reduce_norm`], in the same order on every rank.
     pub acts: &'a [&'a D::Acts],
-}
-
-/// Shape and element type of what a rank sends to the others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Message {
-    /// Element type.
-    pub float_type: FloatType,
-    /// Rows.
-    pub rows: usize,
-    /// Elements of a row.
-    pub cols: usize,
 }
 
 /// The residual stream, and this rank's part of what a layer adds to it; both \[rows, hidden\].

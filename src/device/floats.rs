@@ -123,3 +123,14 @@ pub fn upload_matrix<D: Device>(device: &D, host: HostMatrix<'_>) -> Result<D::M
     })?;
     device.finish_matrix(builder)
 }
+
+/// Shape and element type of what a rank sends to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Element type.
+    pub float_type: FloatType,
+    /// Rows.
+    pub rows: usize,
+    /// Elements of a row.
+    pub cols: usize,
+}

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 pub(crate) use attention_tiles::DECODE_ROWS;
 pub use error::{DeviceError, PEER};
-pub use floats::{FloatType, Floats, upload_floats, upload_matrix};
+pub use floats::{FloatType, Floats, Message, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
 pub(crate) use layout::{PACKET_ROWS, SPLIT_BLOCKS};

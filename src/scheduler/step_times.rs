@@ -4,7 +4,7 @@
 /// Expected times of steps.
 #[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct StepTimes {
-    /// Of steps of one sequence without a context, in ascending order of rows.
+    /// Steps of one sequence without a context, in ascending order of rows.
     points: Vec<StepTime>,
     /// Seconds more for each position before a sequence's first row in the step.
     pub first_row: f64,
@@ -38,7 +38,7 @@ impl StepTimes {
     }
 
     /// Rows of the steps with a context that are worth measuring.
-    pub const WITH_CONTEXT: [usize; 2] = [1, 4];
+    pub(crate) const WITH_CONTEXT: [usize; 2] = [1, 4];
 
     /// Times in any order. A step is taken to last at most as long as every step of more rows: measurements
     /// err by what else the machine does, which only adds time.

@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use super::driver::{Allocation, Words};
 use super::{Acts, Buffer, Cuda, Floats, locked};
-use crate::comm::Message;
-use crate::device::{DeviceError, FloatType, Layout, PACKET_ROWS};
+use crate::device::{DeviceError, FloatType, Layout, Message, PACKET_ROWS};
 
 /// Ranks of the largest group, which the kernels are compiled for.
 pub(super) const MAX_RANKS: usize = 8;

@@ -66,8 +66,8 @@ fn flags_of_other_servers_say_what_to_do_instead() {
             "--speculative-draft-model-path D",
             "--speculative-draft-model-path: draft models are not supported",
         ),
-        ("--speculative-algorithm EAGLE", "--speculate: expected off or ngram, got `EAGLE`"),
-        ("--speculate 3", "--speculate: expected off or ngram, got `3`"),
+        ("--speculative-algorithm EAGLE", "--speculate: got `EAGLE`; possible values: off, ngram"),
+        ("--speculate 3", "--speculate: got `3`; possible values: off, ngram"),
         ("--speculative-tokens 17", "--speculative-tokens: expected a whole number from 1 to 16, got `17`"),
     ] {
         let error = parsed(&format!("serve DIR {line}")).unwrap_err();

@@ -180,7 +180,9 @@ fn floors_of_decode_steps_with_communication() {
     let (floor, ours) = (cost(KvDtype::Fp8, bare(3.0e12, 1.4e15)), cost(KvDtype::Fp8, h100()));
     for (batch, reduce_ms, step_ms, per_second, unit) in table {
         let time = with_the_head(decode(&floor, batch, 2048), batch);
-        let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, ..time }.total();
+        // The published floors have no arithmetic of attention. Ours exceeds its reads where rows are few,
+        // since it multiplies whole splits.
+        let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, attention: 0.0, ..time }.total();
         printed(&format!("{batch}"), step * 1e3, step_ms, 0.1);
         printed(&format!("{batch} tokens/s"), batch as f64 / step, per_second, unit);
         // Our estimate is slower than the floor: 1.52 times at 8 rows, 1.83 at 256. The floor has no F32 sums
@@ -200,9 +202,9 @@ fn floors_of_prefill_steps() {
     let table = [
         (512, 0.042, [21.4, 28.3, 32.6, 42.4], 0.1, (0.23, 0.01), 18.0, 3.6, 4.117),
         (1024, 0.085, [42.9, 56.6, 65.3, 84.9], 0.1, (0.93, 0.01), 36.0, 7.2, 2.061),
-        (2048, 0.170, [85.8, 113.2, 130.6, 169.8], 0.1, (3.7, 0.1), 72.0, 14.5, 1.124),
-        (4096, 0.340, [171.6, 226.4, 261.2, 339.5], 0.1, (14.8, 0.1), 144.0, 29.0, 1.062),
-        (8192, 0.679, [343.0, 453.0, 522.0, 679.0], 1.0, (59.4, 0.1), 288.0, 58.0, 1.031),
+        (2048, 0.170, [85.8, 113.2, 130.6, 169.8], 0.1, (3.7, 0.1), 72.0, 14.5, 1.125),
+        (4096, 0.340, [171.6, 226.4, 261.2, 339.5], 0.1, (14.8, 0.1), 144.0, 29.0, 1.0625),
+        (8192, 0.679, [343.0, 453.0, 522.0, 679.0], 1.0, (59.4, 0.1), 288.0, 58.0, 1.03125),
     ];
     for (tokens, pflop, all_ms, unit, (attention_ms, attention_unit), mib, gb, whole) in table {
         let row = RowShape { tokens, position: 0, logits: 1 };

@@ -81,7 +81,8 @@ fn accepted_drafts_shorten_answers() {
     let (drafting, accepted) = seconds(8, 0.8);
     let (useless, _) = seconds(8, 0.0);
     assert!(drafting < 0.6 * plain, "{drafting} s with drafts, {plain} s without");
-    assert!(accepted > 0.5, "{accepted} of the drafts were accepted");
+    // Of 8 drafts that are right with probability 0.8, 3.3 come before the first wrong one on average.
+    assert!(accepted > 0.35, "{accepted} of the drafts were accepted");
     assert!(useless <= 1.001 * plain, "{useless} s with drafts that are never accepted, {plain} s without");
 }
 
