@@ -84,7 +84,7 @@ def toy_recipe(model: str, judge: str) -> str:
     # One prompt of each kind: an open question, a problem of mathematics and the long prompt.
     recipe["select"]["most"] = 3
     recipe["dialogues"]["most"] = 2
-    recipe["reward"]["threshold"] = 2.5
+    recipe["reward"]["threshold"] = 1.5
     recipe["pairs"]["min_margin"] = 0.0
     return "".join(f"{key} = {toml(value)}\n" for key, value in recipe.items())
 
