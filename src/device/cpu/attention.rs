@@ -268,8 +268,8 @@ fn weigh<const FMA: bool>(
     denominator: &mut f32,
 ) -> f32 {
     let before = *maximum;
-    // The largest of each lane, then of all. A NaN score makes the maximum and then the whole row NaN, so that
-    // the sampler reports the row.
+    // The largest of each lane, then of all. A NaN score makes the maximum and then the whole row NaN, so
+    // that the sampler reports the row.
     let larger = |a: f32, b: f32| if b > a || b.is_nan() { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; 16];
     for (first, chunk) in (0..).step_by(16).zip(scores.chunks_exact_mut(16)) {
