@@ -13,7 +13,7 @@ pub(super) struct AttentionWork {
     elements: f64,
     /// Floating-point operations of the tensor cores.
     flop: f64,
-    /// Those of the block with the most of them.
+    /// Those of the block of prefill with the most of them.
     longest: f64,
 }
 
@@ -31,7 +31,8 @@ impl AttentionWork {
         // Splits are multiplied whole, by all query rows of a warpgroup.
         let pairs = (rounded_ends(position + tokens) - rounded_ends(position)) as f64;
         let (rows, longest) = if tokens <= DECODE_ROWS {
-            (group.next_multiple_of(DECODE_HEADS) as f64, DECODE_HEADS * SPLIT_TOKENS)
+            // The time of a single split is a part of `layer_overhead`.
+            (group.next_multiple_of(DECODE_HEADS) as f64, 0)
         } else {
             let rows = (tokens * group).next_multiple_of(WARPGROUP_ROWS);
             (rows as f64 / tokens as f64, PREFILL_ROWS * last)

@@ -18,12 +18,14 @@ const SHAPES: [HeadShape; 5] = [
     HeadShape { q_heads: 8, kv_heads: 1, head_dim: 66 },
 ];
 
-/// Shapes of sequences of several splits. The last one has more heads than a tile of the decode kernel.
-const LONG_SHAPES: [HeadShape; 4] = [
-    HeadShape { q_heads: 12, kv_heads: 1, head_dim: 192 },
-    HeadShape { q_heads: 8, kv_heads: 2, head_dim: 128 },
-    HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 },
-    HeadShape { q_heads: 18, kv_heads: 1, head_dim: 64 },
+/// Shapes and caches of sequences of several splits. One has more heads than a tile of the decode kernel.
+const LONG_CASES: [(HeadShape, KvDtype); 6] = [
+    (HeadShape { q_heads: 12, kv_heads: 1, head_dim: 192 }, KvDtype::Fp8),
+    (HeadShape { q_heads: 3, kv_heads: 1, head_dim: 192 }, KvDtype::Bf16),
+    (HeadShape { q_heads: 4, kv_heads: 2, head_dim: 128 }, KvDtype::Fp8),
+    (HeadShape { q_heads: 2, kv_heads: 1, head_dim: 128 }, KvDtype::Bf16),
+    (HeadShape { q_heads: 18, kv_heads: 1, head_dim: 64 }, KvDtype::Fp8),
+    (HeadShape { q_heads: 1, kv_heads: 1, head_dim: 64 }, KvDtype::Bf16),
 ];
 
 /// A device with the parameters of one layer.
@@ -196,23 +198,21 @@ fn a_sequence_has_the_same_bits_in_any_chunks_blocks_and_batch() {
 fn a_sequence_of_several_splits_has_the_same_bits_in_any_chunks() {
     let cuts = [0, 250, 254, 255, 256, 257, 300, 304, 505, 509, 513, 540, 541];
     for device in dev::all() {
-        for heads in LONG_SHAPES {
-            for dtype in [KvDtype::Fp8, KvDtype::Bf16] {
-                let case = AttentionCase::new(&device, heads, dtype);
-                let width = case.width();
-                let qkv = noise(5, 541 * width);
-                let blocks: Vec<u32> = (0..9).collect();
-                let expected = case.step(&mut case.cache(), vec![segment(0, 541, 0, &blocks)], &qkv);
-                let mut cache = case.cache();
-                let blocks: Vec<u32> = (2..11).rev().collect();
-                let mut got = Vec::new();
-                for cut in cuts.windows(2) {
-                    let (start, end) = (cut[0], cut[1]);
-                    let rows = &qkv[start * width..end * width];
-                    got.extend(case.step(&mut cache, vec![segment(0, end - start, start, &blocks)], rows));
-                }
-                assert!(got == expected, "{:?} {heads:?} {dtype:?}", dev::name(&device));
+        for (heads, dtype) in LONG_CASES {
+            let case = AttentionCase::new(&device, heads, dtype);
+            let width = case.width();
+            let qkv = noise(5, 541 * width);
+            let blocks: Vec<u32> = (0..9).collect();
+            let expected = case.step(&mut case.cache(), vec![segment(0, 541, 0, &blocks)], &qkv);
+            let mut cache = case.cache();
+            let blocks: Vec<u32> = (2..11).rev().collect();
+            let mut got = Vec::new();
+            for cut in cuts.windows(2) {
+                let (start, end) = (cut[0], cut[1]);
+                let rows = &qkv[start * width..end * width];
+                got.extend(case.step(&mut cache, vec![segment(0, end - start, start, &blocks)], rows));
             }
+            assert!(got == expected, "{:?} {heads:?} {dtype:?}", dev::name(&device));
         }
     }
 }
