@@ -96,7 +96,7 @@ impl Target {
     }
 
     /// The kernel's parameter for a launch whose first row is `first`.
-    fn from_row(&self, first: usize) -> OutputRows {
+    fn rows_from(&self, first: usize) -> OutputRows {
         let mut rows = OutputRows { base: [0; MAX_RANKS], ends: [u32::MAX; MAX_RANKS] };
         let bytes = (first * self.cols * Layout::CUDA.float_bytes(self.float_type)) as u64;
         for (index, rank) in self.ranks.iter().enumerate() {
@@ -160,7 +160,7 @@ pub(super) fn launch(
         x_scales: x.scales.at(rows.start),
         w: w.data.address(),
         w_scales: w.scales.as_ref().map_or(0, Buffer::address),
-        out: target.from_row(rows.start),
+        out: target.rows_from(rows.start),
         partials: scratch.partials.as_ref().expect(made).address(),
         counters: scratch.counters.as_ref().expect(made).address(),
         m: rows.len() as u32,
