@@ -1,6 +1,8 @@
 //! Ranks that access one another's memory: sums in rank order; the same bits in both modes, in any sequence
 //! of steps and as over threads; and errors that name a rank that stalls or ends.
 
+mod parts;
+
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -20,6 +22,7 @@ use octant::runner::{RankParts, Runner, RunnerOptions};
 use crate::dev;
 use crate::device::determinism::{Answer, answer, block_on};
 use crate::device::model::fixture;
+use parts::{Part, PartProduct};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -36,11 +39,20 @@ fn on_ranks<T: Send>(
 ) -> Vec<T> {
     let devices = dev::ranks(count);
     let group = P2p::group(&devices, TIMEOUT, LARGEST, one_shot).unwrap();
+    on_group(devices, group, run)
+}
+
+/// The same for a group of any kind.
+fn on_group<C: Communicator<Cuda>, T: Send>(
+    devices: Vec<Cuda>,
+    group: Vec<C>,
+    run: impl Fn(usize, &Cuda, C) -> T + Sync,
+) -> Vec<T> {
     std::thread::scope(|scope| {
         let run = &run;
         let ranks = devices.into_iter().zip(group).enumerate();
         let start =
-            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+            |(rank, (device, comm)): (usize, (Cuda, C))| scope.spawn(move || run(rank, &device, comm));
         let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
@@ -112,6 +124,7 @@ fn parts_are_gathered_by_columns() {
 struct Reductions {
     residual: Floats,
     deltas: [Floats; 2],
+    product: PartProduct,
     out: Acts,
     identity: <Cuda as Device>::Matrix,
 }
@@ -125,13 +138,14 @@ impl Reductions {
     fn new(device: &Cuda, comm: &impl Communicator<Cuda>, parts: FloatType) -> Self {
         let codes: Vec<u8> = (0..COLS * COLS).map(|i| if i / COLS == i % COLS { 0x38 } else { 0 }).collect();
         let data = MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
-        let delta = || device.floats_of(parts, MAX_ROWS, COLS).unwrap();
+        // A multiple of each number of ranks.
+        let delta = || device.floats_of(parts, 24, COLS).unwrap();
         let (residual, deltas) = (device.floats(MAX_ROWS, COLS).unwrap(), [delta(), delta()]);
         let out = device.acts(MAX_ROWS, COLS).unwrap();
         let floats = [&residual, &deltas[0], &deltas[1]];
         comm.register(GroupBuffers { floats: &floats, acts: &[&out] }).unwrap();
         let identity = upload_matrix(device, HostMatrix { out: COLS, input: COLS, data }).unwrap();
-        Self { residual, deltas, out, identity }
+        Self { residual, deltas, product: PartProduct::new(device, MAX_ROWS, COLS), out, identity }
     }
 
     fn norm(device: &Cuda) -> Norm<Cuda> {
@@ -146,7 +160,8 @@ impl Reductions {
     /// Reduces a row and reads the residual.
     fn once(&mut self, device: &Cuda, comm: &P2p) -> Result<Vec<f32>, DeviceError> {
         let delta = &mut self.deltas[0];
-        device.write(&values(1, COLS), delta)?;
+        let part = Part { seed: 1, rows: 1, quant: ActQuant::Fp8PerToken };
+        self.product.run(device, comm, part, delta)?;
         device.write(&values(2, COLS), &mut self.residual)?;
         let update = ResidualUpdate { residual: &mut self.residual, delta };
         comm.reduce_norm(device, update, &Self::norm(device), ActQuant::Fp8PerToken, &mut self.out)?;
@@ -169,13 +184,14 @@ impl Reductions {
         device.write(&values(50, rows * COLS), &mut self.residual).unwrap();
         for turn in 0..5 {
             let delta = &mut self.deltas[turn % 2];
-            device.write(&values(rank + 10 * turn, rows * COLS), delta).unwrap();
+            self.product.run(device, comm, Part { seed: rank + 10 * turn, rows, quant }, delta).unwrap();
             let update = ResidualUpdate { residual: &mut self.residual, delta };
             comm.reduce_norm(device, update, &norm, quant, &mut self.out).unwrap();
             device.linear(&self.out, &self.identity, &mut seen).unwrap();
             all.extend(device.read(&seen).unwrap());
         }
-        device.write(&values(rank + 77, rows * COLS), &mut self.deltas[1]).unwrap();
+        let part = Part { seed: rank + 77, rows, quant };
+        self.product.run(device, comm, part, &mut self.deltas[1]).unwrap();
         let update = ResidualUpdate { residual: &mut self.residual, delta: &mut self.deltas[1] };
         comm.reduce_add(device, update).unwrap();
         all.extend(device.read(&self.residual).unwrap());
@@ -190,24 +206,16 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
         (ActQuant::Fp8PerToken, FloatType::Bf16),
         (ActQuant::Fp8Static(0.01), FloatType::Bf16),
     ] {
-        for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
-            let devices = dev::ranks(count);
-            let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT)).enumerate();
-                let run = |rank: usize, device: Cuda, comm: Local| {
-                    let mut reductions = Reductions::new(&device, &comm, parts);
-                    reductions.run(&device, rank, &comm, rows, quant)
-                };
-                let threads: Vec<_> = ranks
-                    .map(|(rank, (device, comm))| scope.spawn(move || run(rank, device, comm)))
-                    .collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        // More ranks than rows, and rows that ranks divide equally and unequally.
+        for (count, rows) in [(1, 1), (2, 3), (3, 7), (3, 6), (8, 1), (8, 9), (8, 8)] {
+            let expected = on_group(dev::ranks(count), Local::group(count, TIMEOUT), |rank, device, comm| {
+                Reductions::new(device, &comm, parts).run(device, rank, &comm, rows, quant)
             });
+            let case = format!("{quant:?}, {parts:?} parts, {count} ranks, {rows} rows");
             for one_shot in [0, MAX_ROWS] {
                 let got = on_ranks(count, OneShotRows::Fixed(one_shot), |rank, device, comm| {
                     Reductions::new(device, &comm, parts).run(device, rank, &comm, rows, quant)
                 });
-                let case = format!("{quant:?}, {parts:?} parts, {count} ranks, {rows} rows");
                 assert!(got == expected, "{case}, one-shot up to {one_shot}");
             }
         }
@@ -432,6 +440,8 @@ fn thread_sanitizer_finds_no_data_race() {
     let cannot = run(&mut plain()).1.contains("unexpected memory mapping");
     let start = || if cannot { fixed() } else { plain() };
     assert_eq!(run(&mut start()), (Some(0), "eight ranks agree\n".to_owned()));
-    let (status, report) = run(start().arg("broken"));
-    assert!(status != Some(0) && report.contains("data race"), "{status:?}: {report}");
+    for fault in ["broken", "early"] {
+        let (status, report) = run(start().arg(fault));
+        assert!(status != Some(0) && report.contains("data race"), "{fault}: {status:?}: {report}");
+    }
 }
