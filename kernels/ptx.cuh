@@ -11,6 +11,10 @@
 // The same with registers divided for one block per multiprocessor, which `registers_raise` needs.
 #define KERNEL_ALONE(name, Params, threads) \
     extern "C" __global__ void __launch_bounds__(threads, 1) octant_##name(const __grid_constant__ Params p)
+// The same for clusters of `size` blocks that run together.
+#define KERNEL_CLUSTER(name, Params, threads, size)                                                     \
+    extern "C" __global__ void __cluster_dims__(size) __launch_bounds__(threads, 1) octant_##name(      \
+        const __grid_constant__ Params p)
 // Shared memory of a fixed size.
 #define SHARED __shared__ __align__(16)
 #define DEVICE static __device__ __forceinline__

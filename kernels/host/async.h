@@ -22,8 +22,13 @@
 // These faults show as NaN or wrong results instead: a missing wait for a copy, a stage that is released
 // before its products have run, and accumulators that are read in flight.
 //
-// Not modelled: async_fence (products see ordinary writes to shared memory at once), the order of memory
-// between arrivals and waits, and clusters.
+// In a cluster too: an access to a block before the cluster_sync after the initialisation of its barrier, or
+// after it has ended; a block that ends without a cluster_sync after another block's access; a cluster_sync
+// that some threads never reach. A copy to several blocks lands in each at a time of its own. A copy into a
+// stage that another block has not released shows as NaN there.
+//
+// Not modelled: async_fence (products see ordinary writes to shared memory at once), and the order of memory
+// between arrivals and waits.
 #pragma once
 
 #include "cuda.h"
@@ -65,6 +70,11 @@ void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_
 static inline void bulk_copy_once(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
     bulk_copy(to, from, bytes, barrier);
 }
+uint32_t cluster_rank();
+void cluster_sync();
+void barrier_arrive_at(uint64_t* barrier, uint32_t rank);
+void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
+                  uint64_t* barrier);
 void group_sync(uint32_t id, uint32_t threads);
 
 // The bits of an address that descriptors hold; dynamic shared memory has less than 256 KB.

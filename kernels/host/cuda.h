@@ -6,6 +6,10 @@
 // same memory. Threads of a block start in ascending or descending order, so that a missing barrier shows in
 // one of the two. Dynamic shared memory is NaN at the start.
 //
+// The blocks of a cluster run at the same time. If threads start in descending order, the last block runs as
+// far as it can before the others. Variables declared SHARED are the same for all blocks of a cluster, unlike
+// on a GPU, so that a kernel for clusters has none.
+//
 // Not checked: memory order between blocks, bank conflicts, alignment of vector loads beyond UBSan's checks,
 // and speed.
 #pragma once
@@ -22,6 +26,10 @@
     extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
     static void name##_body(const Params& p)
 #define KERNEL_ALONE KERNEL
+// The launch finds the size of the kernel's clusters by the symbol octant_NAME_cluster.
+#define KERNEL_CLUSTER(name, Params, threads, size)                 \
+    extern "C" constexpr uint32_t octant_##name##_cluster = (size); \
+    KERNEL(name, Params, threads)
 // Shared memory is thread-local, because each host thread stands for one GPU.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
