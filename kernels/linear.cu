@@ -104,16 +104,38 @@ struct Linear {
         Place place;
         if constexpr (WHOLE) {
             WholeTiles<N> tiles(p.tiles);
-            for (Segment tile; tiles.next(tile);) produce(tile, place);
+            for (Segment tile; tiles.next(tile);) produce(tile, place, 0);
         } else {
             Part part(p.tiles);
-            for (Segment segment; part.next(segment);) produce(segment, place);
+            uint32_t ahead = ask_for_weights(part);
+            wait_for_earlier();
+            for (Segment segment; part.next(segment);) {
+                produce(segment, place, ahead);
+                ahead -= min(ahead, segment.end - segment.begin);
+            }
         }
     }
 
-    DEVICE_MEMBER void produce(const Segment& segment, Place& place) const {
-        // The buffer of x holds the rows padded to a multiple of 8.
-        const uint32_t rows = min(N, (p.m - segment.row + 7) / 8 * 8);
+    // Rows of x from `row` on that are copied. The buffer of x holds the rows padded to a multiple of 8.
+    DEVICE_MEMBER uint32_t rows_of_inputs(uint32_t row) const {
+        return min(N, (p.m - row + 7) / 8 * 8);
+    }
+
+    // Starts to copy the weights of the part's first chunks, as many as there are stages, while earlier
+    // kernels run. Returns the number of chunks.
+    DEVICE_MEMBER uint32_t ask_for_weights(const Part& part) const {
+        const uint32_t count = min(STAGES, part.stop - part.chunk), rows = rows_of_inputs(0);
+        for (uint32_t stage = 0; stage < count; ++stage) {
+            barrier_expect(full(stage), (TILE + X_CHUNKS * rows) * CHUNK);
+            const uint8_t* w = p.w + static_cast<size_t>(part.chunk + stage) * (TILE * CHUNK);
+            bulk_copy_once(stage_at(stage), w, TILE * CHUNK, full(stage));
+        }
+        return count;
+    }
+
+    // Copies the chunks of a segment. Of the first `ahead` chunks the weights have been asked for.
+    DEVICE_MEMBER void produce(const Segment& segment, Place& place, uint32_t ahead) const {
+        const uint32_t rows = rows_of_inputs(segment.row);
         // The rows that this block copies. A block of a pair copies the first or the second half of N.
         const uint32_t first = WHOLE ? cluster_rank() * (N / PAIR) : 0;
         const uint32_t count = WHOLE ? min(N / PAIR, rows - min(rows, first)) : rows;
@@ -126,14 +148,16 @@ struct Linear {
         x += static_cast<size_t>(segment.row + first) * CHUNK;
         for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
             uint64_t* barrier = full(place.stage);
-            barrier_wait(empty(place.stage), place.parity ^ 1);
-            barrier_expect(barrier, expected);
             unsigned char* to = stage_at(place.stage);
-            // A whole tile is read by several blocks at about the same time, from L2.
-            if (!WHOLE) {
-                bulk_copy_once(to, w, TILE * CHUNK, barrier);
-            } else if (exists) {
-                bulk_copy(to, w, TILE * CHUNK, barrier);
+            if (WHOLE || chunk - segment.begin >= ahead) {
+                barrier_wait(empty(place.stage), place.parity ^ 1);
+                barrier_expect(barrier, expected);
+                // A whole tile is read by several blocks at about the same time, from L2.
+                if (!WHOLE) {
+                    bulk_copy_once(to, w, TILE * CHUNK, barrier);
+                } else if (exists) {
+                    bulk_copy(to, w, TILE * CHUNK, barrier);
+                }
             }
             w += TILE * CHUNK;
             to += (TILE + first) * CHUNK;
@@ -416,6 +440,7 @@ DEVICE void linear(const LinearParams& p) {
         __syncthreads();
     }
     const Product product{p};
+    if (!WHOLE && threadIdx.x > 0) wait_for_earlier();
     if (threadIdx.x < PRODUCERS) {
         registers_lower<56>();
         if (threadIdx.x == 0) product.produce();
@@ -428,7 +453,7 @@ DEVICE void linear(const LinearParams& p) {
 }
 
 #define LINEAR(name, W, X, N) \
-    KERNEL_ALONE(name##_##N, LinearParams, PRODUCERS + CONSUMERS) { linear<Type::W, Type::X, N, false>(p); }
+    KERNEL_AHEAD(name##_##N, LinearParams, PRODUCERS + CONSUMERS) { linear<Type::W, Type::X, N, false>(p); }
 // Kernels for up to 128 rows, and the one that computes whole tiles for `N` rows at a time.
 #define LINEAR_VARIANTS(name, W, X, N)                                         \
     LINEAR(name, W, X, 8)                                                      \

@@ -79,7 +79,8 @@ DEVICE void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, 
                  : "memory");
 }
 
-// The same for data that is read once: L2 evicts it first.
+// The same for data that is read once: L2 evicts it first. Weights may be copied so before
+// `wait_for_earlier`.
 DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier) {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

@@ -151,6 +151,10 @@ void start_copy(Block& other, const Copy& copy) {
     theirs.copies.push_back(copy);
 }
 
+void check_waited() {
+    if (block->overlaps && !block->fibers[running].waited) die("a copy before wait_for_earlier");
+}
+
 void check_copy(const unsigned char* to, const unsigned char* from, uint32_t bytes) {
     const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
     if (bits % 16 != 0 || bytes == 0) die("a copy that is not of whole, aligned pieces of 16 bytes");
@@ -312,6 +316,11 @@ void barrier_arrive_at(uint64_t* word, uint32_t rank) {
 }
 
 void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* word) {
+    host::check_waited();
+    bulk_copy_once(shared_to, global_from, bytes, word);
+}
+
+void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* word) {
     using namespace host;
     auto* to = static_cast<unsigned char*>(shared_to);
     const auto* from = static_cast<const unsigned char*>(global_from);
@@ -324,6 +333,7 @@ void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uin
                   uint64_t* word) {
     using namespace host;
     const auto* from = static_cast<const unsigned char*>(global_from);
+    check_waited();
     check_copy(static_cast<unsigned char*>(shared_to), from, bytes);
     if (blocks == 0 || blocks >> cluster->blocks.size() != 0) {
         die("a copy to no block, or to one that the cluster does not have");

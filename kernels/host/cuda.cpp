@@ -167,6 +167,7 @@ SWITCHES void first_entry() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
 #endif
     block->kernel(block->params);
+    if (block->overlaps && !fiber.waited) die("a thread ended without wait_for_earlier");
     fiber.state = State::ended;
     ++block->ended;
     leave(fiber, true);
@@ -177,6 +178,7 @@ void prepare(Fiber& fiber, dim3 thread) {
     fiber.thread = thread;
     fiber.state = State::ready;
     fiber.where = nullptr;
+    fiber.waited = false;
     auto* top = reinterpret_cast<void**>(fiber.stack.bottom() + stack_bytes);
     // The address to start at, on a stack aligned as after a call; below it six registers.
     *--top = nullptr;
@@ -297,6 +299,8 @@ void wait_as(State state, const char* where) {
     leave(fiber, false);
 }
 
+void wait_for_earlier() { block->fibers[running].waited = true; }
+
 void sync_block(const char* where) {
     ++block->at_barrier;
     wait_as(State::waits_for_block, where);
@@ -403,6 +407,8 @@ struct OctantLaunch {
     uint32_t descending;
     // Blocks of a cluster, which follow one another in x.
     uint32_t cluster = 1;
+    // Whether the kernel may start before earlier ones have ended.
+    uint32_t overlaps = 0;
 };
 
 extern "C" void octant_launch(const OctantLaunch* launch) {
@@ -416,6 +422,7 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
         prepare(one, rank, launch->name, launch->threads, launch->shared_bytes);
         one.kernel = launch->kernel;
         one.params = launch->params;
+        one.overlaps = launch->overlaps != 0;
     }
     block = &cluster->all_blocks[0];
     if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");

@@ -56,6 +56,8 @@ struct Fiber {
     dim3 thread = {};
     State state = State::ready;
     const char* where = nullptr;
+    // Whether it has waited for earlier kernels.
+    bool waited = false;
     // What it waits for: the round of the warp's operation, the round of a group's barrier, the parity of
     // a phase, or the number of executed groups of products.
     uint64_t round = 0;
@@ -87,6 +89,8 @@ struct Block {
     const void* params = nullptr;
     const char* name = nullptr;
     size_t shared_bytes = 0;
+    // Whether the kernel may start before earlier ones have ended.
+    bool overlaps = false;
     // The state of an xorshift generator.
     uint64_t random = 1;
 };

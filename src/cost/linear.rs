@@ -5,7 +5,7 @@ use std::iter::Sum;
 
 use super::Hardware;
 use super::figures::{Kernel, Limit};
-use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, variant_rows};
+use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, stages, variant_rows};
 
 /// Bytes of a sum.
 const SUM_BYTES: usize = 4;
@@ -180,6 +180,20 @@ impl Product {
         ProductTime { total: longest * work.imbalance + exchange + gpu.launch, ..time }
     }
 
+    /// Seconds of reading the weights that blocks ask for before the kernels before them have ended, on the
+    /// multiprocessors that are free while one row runs on each of the others.
+    pub(super) fn ahead(&self, rows: usize, gpu: &Hardware) -> f64 {
+        let most = self.operands.max_rows();
+        if self.cuts.division(rows, most) == Division::Whole || rows >= PARTS {
+            return 0.0;
+        }
+        let part = (self.tiles * self.chunks).div_ceil(self.cuts.parts());
+        let columns = variant_rows(rows, most.spread);
+        let bytes = stages(self.operands.input_chunks(), columns).min(part) * TILE * CHUNK;
+        let free = PARTS - rows;
+        (free * bytes) as f64 / (gpu.read * gpu.share(Kernel::Linear, Limit::Memory, rows))
+    }
+
     /// The library's product, between `unpack` of both operands and `rescale` of the outputs.
     fn library(&self, rows: usize, gpu: &Hardware) -> ProductTime {
         let bytes = gpu.read * gpu.share(Kernel::Rows, Limit::Memory, rows);
@@ -197,7 +211,7 @@ impl Product {
     }
 }
 
-/// What a launch does.
+/// The work of a launch.
 #[derive(Debug, Clone, Copy)]
 struct Work {
     /// Rows of the launch, or of a block if it computes one tile of rows after the other: the efficiencies

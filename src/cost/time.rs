@@ -29,7 +29,8 @@ pub struct StepTime {
     pub attention: f64,
     /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,
-    /// 2 L + 1 all-reduces between ranks, by the all-reduce table.
+    /// 2 L + 1 all-reduces between ranks, by the all-reduce table, without the time in which the products
+    /// after them already read weights.
     pub reduce: f64,
     /// Gathering logits from all ranks.
     pub gather: f64,

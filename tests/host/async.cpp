@@ -286,6 +286,8 @@ constexpr Case cases[] = {
     CLUSTER(copy_to_one_block, "a deadlock"),
     CLUSTER(static_barrier, "an access to another block outside of dynamic shared memory"),
     CLUSTER(odd_grid, "a grid that is not of whole clusters"),
+    CLUSTER(copy_before_wait, "a copy before wait_for_earlier"),
+    CLUSTER(no_wait_of_a_warp, "a thread ended without wait_for_earlier"),
 };
 
 // Runs a case in a process of its own and returns what it writes.

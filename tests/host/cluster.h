@@ -24,6 +24,8 @@ enum class ClusterFault {
     copy_to_one_block,
     static_barrier,
     odd_grid,
+    copy_before_wait,
+    no_wait_of_a_warp,
 };
 
 struct ClusterParams {
@@ -97,8 +99,12 @@ struct PairedSum {
         } else {
             cluster_sync();
         }
+        const bool early = has(ClusterFault::copy_before_wait) && threadIdx.x < 32;
+        const bool never = has(ClusterFault::no_wait_of_a_warp) && threadIdx.x >= 32;
+        if (!early && !never) wait_for_earlier();
         if (threadIdx.x == 0) produce();
         if (threadIdx.x >= 32) consume();
+        if (early) wait_for_earlier();
         const bool syncs = !has(ClusterFault::sync_of_one_warp) || threadIdx.x < 32;
         if (!has(ClusterFault::no_sync_at_end) && syncs) cluster_sync();
     }
@@ -124,7 +130,7 @@ std::string in_cluster(bool descending) {
     const uint32_t blocks = clusters * PAIR - (fault == ClusterFault::odd_grid);
     const uint32_t shared = PIECES * PAIR * PIECE_BYTES + 2 * PIECES * 8;
     const OctantLaunch launch{"paired_sum", paired_sum, &params,    {blocks, 1, 1},
-                              64,           shared,     descending, PAIR};
+                              64,           shared,     descending, PAIR,           true};
     octant_launch(&launch);
     for (uint32_t at = 0; at < clusters * PAIR; ++at) {
         uint32_t expected = 0;

@@ -27,6 +27,7 @@ struct HostLaunch {
     shared_bytes: u32,
     descending: u32,
     cluster: u32,
+    overlaps: u32,
 }
 
 /// Alignment of device memory: the least that kernels need. With a larger one AddressSanitizer would miss
@@ -334,6 +335,7 @@ impl Kernels {
             shared_bytes: launch.shared as u32,
             descending: u32::from(self.descending),
             cluster,
+            overlaps: 1,
         };
         // SAFETY: the parameters are valid by this function's contract.
         unsafe { entry(&launch) };

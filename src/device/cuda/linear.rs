@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
 use crate::device::DeviceError;
-use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, variant_rows};
+use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, shared_bytes, variant_rows};
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -28,11 +28,6 @@ struct LinearParams {
 const _: () = assert!(size_of::<LinearParams>() == 88);
 
 const THREADS: usize = 384;
-/// Shared memory: the largest that the kernel asks for, its part for barriers, and the largest number of
-/// stages in the rest.
-const SHARED_BYTES: usize = 220 << 10;
-const BARRIER_BYTES: usize = 256;
-const MAX_STAGES: usize = 12;
 /// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
 pub(super) const SCRATCH_BYTES: usize = 2 * PARTS * TILE * MaxRows::EQUAL.spread * 4;
 
@@ -116,8 +111,7 @@ pub(super) fn launch(
         row_tiles: row_tiles as u32,
         out_bf16: out.is_bf16(),
     };
-    let stage = TILE * CHUNK + types.x_chunks() * most * CHUNK;
-    let shared = stage * MAX_STAGES.min((SHARED_BYTES - BARRIER_BYTES) / stage) + BARRIER_BYTES;
+    let shared = shared_bytes(types.x_chunks(), most);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };
     // SAFETY: shapes have been checked, and the scratch was grown for the matrix.
     unsafe { cuda.driver.launch(launch, &params) }
