@@ -2,15 +2,16 @@
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
 // OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows)
-// LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any number of blocks and
-//     rows; shared memory for the stages, computed in src/device/cuda/linear.rs
+// LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
+//     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs
 // LIMITS: N = 8, 16, 32, 64, 128 or 256; counters zero before
 // NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
 //     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
 //     not depend on the other rows, then scaled and rounded to nearest; bounds in tests/gpu/dev.rs
 // COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
-//     L2; by estimate bound by memory up to 256 rows, by L2 beyond; rows of other ranks over the link, 128
-//     bytes at a time if BF16, else 32: kernels/README.md has the counts
+//     L2 if spread, 24 KB per 128 rows if whole; by estimate bound by memory up to 256 rows, by the tensor
+//     cores beyond; rows of other ranks over the link, 128 bytes at a time if BF16, else 32:
+//     kernels/README.md has the counts
 // TWINS: src/device/cpu/linear/mod.rs
 //
 // A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights
@@ -23,7 +24,9 @@
 // segments of a tile are added in the order of K. If the work is spread, each block computes one part for
 // all rows, so that all blocks finish together for any shape; segments of a cut tile are written to memory,
 // and the last block to arrive adds them. Otherwise each block computes whole tiles for N rows, one segment
-// after the other, and keeps the total in memory of its own.
+// after the other, and keeps the total in registers. The two blocks of a cluster compute neighbouring tiles
+// for the same rows: each block copies half of the inputs to both.
+#include "linear_tiles.cuh"
 #include "pack.cuh"
 #include "peers.cuh"
 #include "wgmma.cuh"
@@ -31,8 +34,8 @@
 // Threads of the warpgroups that multiply, and of the one whose first warp copies.
 constexpr uint32_t CONSUMERS = 256;
 constexpr uint32_t PRODUCERS = 128;
-// The largest dynamic shared memory of a block.
-constexpr uint32_t SHARED_BYTES = 220 << 10;
+// The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
+constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
 
 // Where the rows of the output are: consecutive rows belong to one rank, which sums them.
 struct OutputRows {
@@ -50,7 +53,7 @@ struct LinearParams {
     const uint8_t* w;
     const float* w_scales;
     OutputRows out;
-    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles, or totals of a block's tile.
+    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles.
     float4* partials;
     // [tiles]: the number of segments that have been written; zero before and after.
     uint32_t* counters;
@@ -58,12 +61,7 @@ struct LinearParams {
     uint32_t n;
     // Rows of a chunk of x in memory, a multiple of 8.
     uint32_t x_rows;
-    uint32_t tiles;
-    // Chunks of a tile.
-    uint32_t chunks;
-    uint32_t parts;
-    // Whether each block computes whole tiles.
-    uint32_t whole;
+    Tiles tiles;
     uint32_t out_bf16;
 };
 static_assert(sizeof(LinearParams) == 176);
@@ -86,62 +84,15 @@ struct OutputCursor {
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
 
-// Chunks of one tile that are added one after the other, for the rows from `row` on.
-struct Segment {
-    uint32_t tile;
-    uint32_t row;
-    uint32_t begin;
-    uint32_t end;
-};
-
-// The segments of a block, in order. Every thread that needs them has its own.
-template <uint32_t N>
-struct Schedule {
-    const LinearParams& p;
-    // The next chunk of the current range of chunks, and the range's end.
-    uint32_t chunk, stop;
-    // The next tile and rows, if tiles are whole; the rows of a tile follow one another.
-    uint32_t item, row;
-
-    DEVICE_MEMBER uint32_t first_of(uint32_t part) const {
-        return part * (p.tiles * p.chunks) / p.parts;
-    }
-    DEVICE_MEMBER uint32_t part_of(uint32_t at) const {
-        return ((at + 1) * p.parts - 1) / (p.tiles * p.chunks);
-    }
-    DEVICE_MEMBER uint32_t items() const { return p.tiles * ((p.m + N - 1) / N); }
-
-    DEVICE_MEMBER void begin() {
-        chunk = p.whole ? 0 : first_of(blockIdx.x);
-        stop = p.whole ? 0 : first_of(blockIdx.x + 1);
-        item = p.whole ? blockIdx.x : items();
-        row = 0;
-    }
-
-    // False if there are no more.
-    DEVICE_MEMBER bool next(Segment& segment) {
-        if (chunk == stop) {
-            if (item >= items()) return false;
-            const uint32_t rows = (p.m + N - 1) / N;
-            row = item % rows * N;
-            chunk = item / rows * p.chunks;
-            stop = chunk + p.chunks;
-            item += gridDim.x;
-        }
-        const uint32_t tile = chunk / p.chunks, start = tile * p.chunks;
-        const uint32_t end = min(start + p.chunks, first_of(part_of(chunk) + 1));
-        segment = {tile, row, chunk - start, end - start};
-        chunk = end;
-        return true;
-    }
-};
-
-template <Type W, Type X, uint32_t N>
+template <Type W, Type X, uint32_t N, bool WHOLE>
 struct Linear {
     // Chunks of x along K that belong to a chunk of w.
     static constexpr uint32_t X_CHUNKS = W == Type::e4m3 && X == Type::bf16 ? 2 : 1;
     static constexpr uint32_t STAGE_BYTES = TILE * CHUNK + X_CHUNKS * N * CHUNK;
-    static constexpr uint32_t STAGES = SHARED_BYTES / STAGE_BYTES < 12 ? SHARED_BYTES / STAGE_BYTES : 12;
+    static constexpr uint32_t FITTING = (SHARED_BYTES - BARRIER_BYTES) / STAGE_BYTES;
+    static constexpr uint32_t STAGES = FITTING < 12 ? FITTING : 12;
+    // Blocks that read a stage's inputs.
+    static constexpr uint32_t READERS = WHOLE ? PAIR : 1;
     // Rows of one instruction. 256 rows take two, so that their sums fit in the registers beside the sums of
     // the instruction.
     static constexpr uint32_t ROWS = N < 128 ? N : 128;
@@ -150,9 +101,16 @@ struct Linear {
     static constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
 
     const LinearParams& p;
-    // Barriers of the stages: inputs have arrived; all warps have read them.
-    uint64_t* full;
-    uint64_t* empty;
+
+    // Barriers of the stages: inputs have arrived; all warps have read them, also those of the other block of
+    // a pair.
+    static DEVICE_MEMBER uint64_t* full(uint32_t stage) {
+        return reinterpret_cast<uint64_t*>(stage_at(STAGES)) + stage;
+    }
+    static DEVICE_MEMBER uint64_t* empty(uint32_t stage) { return full(STAGES + stage); }
+    // Whether this block is the last to arrive at a cut tile.
+    static DEVICE_MEMBER uint32_t* arrived() { return reinterpret_cast<uint32_t*>(full(2 * STAGES)); }
+    static_assert(2 * STAGES * 8 + 4 <= BARRIER_BYTES);
 
     // A position in the ring of stages.
     struct Place {
@@ -170,35 +128,76 @@ struct Linear {
 
     // Copies the chunks of all segments. One thread runs this.
     DEVICE_MEMBER void produce() const {
-        Schedule<N> schedule{p, 0, 0, 0, 0};
-        schedule.begin();
         Place place;
-        for (Segment segment; schedule.next(segment);) {
-            // The buffer of x holds the rows padded to a multiple of 8.
-            const uint32_t x_bytes = min(N, (p.m - segment.row + 7) / 8 * 8) * CHUNK;
-            const size_t first = static_cast<size_t>(segment.tile) * p.chunks + segment.begin;
-            const uint8_t* w = p.w + first * (TILE * CHUNK);
-            const size_t x_stride = static_cast<size_t>(p.x_rows) * CHUNK;
-            const uint8_t* x = p.x + segment.begin * X_CHUNKS * x_stride;
-            x += static_cast<size_t>(segment.row) * CHUNK;
-            for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
-                barrier_wait(&empty[place.stage], place.parity ^ 1);
-                barrier_expect(&full[place.stage], TILE * CHUNK + X_CHUNKS * x_bytes);
-                unsigned char* to = stage_at(place.stage);
-                // A whole tile is read by several blocks at about the same time, from L2.
-                if (p.whole) {
-                    bulk_copy(to, w, TILE * CHUNK, &full[place.stage]);
-                } else {
-                    bulk_copy_once(to, w, TILE * CHUNK, &full[place.stage]);
-                }
-                w += TILE * CHUNK;
-#pragma unroll
-                for (uint32_t i = 0; i < X_CHUNKS; ++i) {
-                    bulk_copy(to + TILE * CHUNK + i * N * CHUNK, x, x_bytes, &full[place.stage]);
-                    x += x_stride;
-                }
-                place.advance();
+        if constexpr (WHOLE) {
+            WholeTiles<N> tiles(p.tiles);
+            for (Segment tile; tiles.next(tile);) produce(tile, place, 0);
+        } else {
+            Part part(p.tiles);
+            uint32_t ahead = ask_for_weights(part);
+            wait_for_earlier();
+            for (Segment segment; part.next(segment);) {
+                produce(segment, place, ahead);
+                ahead -= min(ahead, segment.end - segment.begin);
             }
+        }
+    }
+
+    // Rows of x from `row` on that are copied. The buffer of x holds the rows padded to a multiple of 8.
+    DEVICE_MEMBER uint32_t rows_of_inputs(uint32_t row) const {
+        return min(N, (p.m - row + 7) / 8 * 8);
+    }
+
+    // Starts to copy the weights of the part's first chunks, as many as there are stages, while earlier
+    // kernels run. Returns the number of chunks.
+    DEVICE_MEMBER uint32_t ask_for_weights(const Part& part) const {
+        const uint32_t count = min(STAGES, part.stop - part.chunk), rows = rows_of_inputs(0);
+        for (uint32_t stage = 0; stage < count; ++stage) {
+            barrier_expect(full(stage), (TILE + X_CHUNKS * rows) * CHUNK);
+            const uint8_t* w = p.w + static_cast<size_t>(part.chunk + stage) * (TILE * CHUNK);
+            bulk_copy_once(stage_at(stage), w, TILE * CHUNK, full(stage));
+        }
+        return count;
+    }
+
+    // Copies the chunks of a segment. Of the first `ahead` chunks the weights have been asked for.
+    DEVICE_MEMBER void produce(const Segment& segment, Place& place, uint32_t ahead) const {
+        const uint32_t rows = rows_of_inputs(segment.row);
+        // The rows that this block copies. A block of a pair copies the first or the second half of N.
+        const uint32_t first = WHOLE ? cluster_rank() * (N / PAIR) : 0;
+        const uint32_t count = WHOLE ? min(N / PAIR, rows - min(rows, first)) : rows;
+        const bool exists = !WHOLE || segment.tile < p.tiles.outputs;
+        const uint32_t expected = (exists ? TILE * CHUNK : 0) + X_CHUNKS * rows * CHUNK;
+        const size_t at = static_cast<size_t>(segment.tile) * p.tiles.chunks + segment.begin;
+        const uint8_t* w = p.w + at * (TILE * CHUNK);
+        const size_t x_stride = static_cast<size_t>(p.x_rows) * CHUNK;
+        const uint8_t* x = p.x + segment.begin * X_CHUNKS * x_stride;
+        x += static_cast<size_t>(segment.row + first) * CHUNK;
+        for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
+            uint64_t* barrier = full(place.stage);
+            unsigned char* to = stage_at(place.stage);
+            if (WHOLE || chunk - segment.begin >= ahead) {
+                barrier_wait(empty(place.stage), place.parity ^ 1);
+                barrier_expect(barrier, expected);
+                // A whole tile is read by several blocks at about the same time, from L2.
+                if (!WHOLE) {
+                    bulk_copy_once(to, w, TILE * CHUNK, barrier);
+                } else if (exists) {
+                    bulk_copy(to, w, TILE * CHUNK, barrier);
+                }
+            }
+            w += TILE * CHUNK;
+            to += (TILE + first) * CHUNK;
+#pragma unroll
+            for (uint32_t i = 0; i < X_CHUNKS; ++i) {
+                if (!WHOLE) {
+                    bulk_copy(to + i * N * CHUNK, x, count * CHUNK, barrier);
+                } else if (count > 0) {
+                    bulk_copy_to((1 << PAIR) - 1, to + i * N * CHUNK, x, count * CHUNK, barrier);
+                }
+                x += x_stride;
+            }
+            place.advance();
         }
     }
 
@@ -260,53 +259,70 @@ struct Linear {
     }
 
     DEVICE_MEMBER void consume() const {
-        const uint32_t group = threadIdx.x / 128 - 1;
-        Schedule<N> schedule{p, 0, 0, 0, 0};
-        schedule.begin();
         Place place;
-        float sums[N / 2];
-        for (Segment segment; schedule.next(segment);) {
-#pragma unroll
-            for (uint32_t i = 0; i < N / 2; ++i) sums[i] = 0.0f;
-            for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
-                barrier_wait(&full[place.stage], place.parity);
-                multiply(stage_at(place.stage), group, sums);
-                if (X_CHUNKS == 2) __syncwarp();
-                if (lane_id() == 0) barrier_arrive(&empty[place.stage]);
-                place.advance();
+        if constexpr (WHOLE) {
+            WholeTiles<N> tiles(p.tiles);
+            for (Segment tile; tiles.next(tile);) consume_tile(tile, place);
+        } else {
+            Part part(p.tiles);
+            float sums[N / 2];
+            for (Segment segment; part.next(segment);) {
+                sum(segment, place, sums);
+                finish(segment, sums);
             }
-            finish(schedule, segment, sums);
         }
     }
 
-    // Adds the segment's sums to those of the tile's earlier segments, and stores the total after the last
-    // one.
-    DEVICE_MEMBER void finish(const Schedule<N>& schedule, const Segment& segment,
-                              float (&sums)[N / 2]) const {
-        const bool first = segment.begin == 0, last = segment.end == p.chunks;
-        if (p.whole) {
-            if (!first) add_total(sums);
-            if (!last) return write(partial(blockIdx.x, false), sums);
-        } else if (!first || !last) {
-            return write_segment(schedule, segment, sums);
+    // Adds up the products of a segment's chunks.
+    DEVICE_MEMBER void sum(const Segment& segment, Place& place, float (&sums)[N / 2]) const {
+        const uint32_t group = threadIdx.x / 128 - 1;
+#pragma unroll
+        for (uint32_t i = 0; i < N / 2; ++i) sums[i] = 0.0f;
+        for (uint32_t chunk = segment.begin; chunk < segment.end; ++chunk) {
+            barrier_wait(full(place.stage), place.parity);
+            multiply(stage_at(place.stage), group, sums);
+            release(place);
         }
-        store(segment, sums);
     }
 
-    // Adds the block's total, which this thread has written, to `sums`.
-    DEVICE_MEMBER void add_total(float (&sums)[N / 2]) const {
-        const float4* total = partial(blockIdx.x, false);
-#pragma unroll
-        for (uint32_t some = 0; some < N / 8; some += LOADS) {
-            float4 before[LOADS];
-#pragma unroll
-            for (uint32_t i = 0; i < LOADS; ++i) before[i] = total[(some + i) * CONSUMERS];
-#pragma unroll
-            for (uint32_t i = 0; i < LOADS; ++i) {
-                float* sum = sums + 4 * (some + i);
-                sum[0] = before[i].x + sum[0], sum[1] = before[i].y + sum[1];
-                sum[2] = before[i].z + sum[2], sum[3] = before[i].w + sum[3];
+    // Lets the producers of all blocks that copy to the stage use it again.
+    static DEVICE_MEMBER void release(Place& place) {
+        if (X_CHUNKS == 2) __syncwarp();
+        if constexpr (WHOLE) {
+            if (lane_id() < PAIR) barrier_arrive_at(empty(place.stage), lane_id());
+        } else {
+            if (lane_id() == 0) barrier_arrive(empty(place.stage));
+        }
+        place.advance();
+    }
+
+    // Adds the segments of a whole tile, and stores the total.
+    DEVICE_MEMBER void consume_tile(Segment tile, Place& place) const {
+        if (tile.tile >= p.tiles.outputs) {
+            for (uint32_t chunk = 0; chunk < p.tiles.chunks; ++chunk) {
+                barrier_wait(full(place.stage), place.parity);
+                release(place);
             }
+            return;
+        }
+        float sums[N / 2], total[N / 2];
+#pragma unroll
+        for (uint32_t i = 0; i < N / 2; ++i) total[i] = 0.0f;
+        for (Segment segment = tile; segment.begin < p.tiles.chunks; segment.begin = segment.end) {
+            segment.end = p.tiles.end_of(segment.tile, segment.begin);
+            sum(segment, place, sums);
+#pragma unroll
+            for (uint32_t i = 0; i < N / 2; ++i) total[i] += sums[i];
+        }
+        store(tile, total);
+    }
+
+    // Stores the sums of a tile that is a part's own, or writes those of a segment of a cut tile.
+    DEVICE_MEMBER void finish(const Segment& segment, float (&sums)[N / 2]) const {
+        if (segment.begin == 0 && segment.end == p.tiles.chunks) {
+            store(segment, sums);
+        } else {
+            write_segment(segment, sums);
         }
     }
 
@@ -402,8 +418,7 @@ struct Linear {
     }
 
     // The sums of a part's segment of a tile. A part has at most two segments of cut tiles: one from the
-    // tile's start on, and one of a tile that an earlier part starts. A block that computes whole tiles has
-    // its total there.
+    // tile's start on, and one of a tile that an earlier part starts.
     DEVICE_MEMBER float4* partial(uint32_t part, bool first) const {
         const size_t segment = 2 * part + first;
         return p.partials + segment * (N / 8 * CONSUMERS) + (threadIdx.x - PRODUCERS);
@@ -417,17 +432,15 @@ struct Linear {
     }
 
     // Writes the segment's sums. The last block to arrive adds all segments of the tile and stores the total.
-    DEVICE_MEMBER void write_segment(const Schedule<N>& schedule, const Segment& segment,
-                                     float (&sums)[N / 2]) const {
-        SHARED uint32_t arrived;
-        const uint32_t start = segment.tile * p.chunks;
-        const uint32_t first = schedule.part_of(start), last = schedule.part_of(start + p.chunks - 1);
+    DEVICE_MEMBER void write_segment(const Segment& segment, float (&sums)[N / 2]) const {
+        const uint32_t start = segment.tile * p.tiles.chunks;
+        const uint32_t first = p.tiles.part_of(start), last = p.tiles.part_of(start + p.tiles.chunks - 1);
         write(partial(blockIdx.x, segment.begin == 0), sums);
         __threadfence();
         group_sync(1, CONSUMERS);
-        if (threadIdx.x == PRODUCERS) arrived = atomicAdd(&p.counters[segment.tile], 1u);
+        if (threadIdx.x == PRODUCERS) *arrived() = atomicAdd(&p.counters[segment.tile], 1u);
         group_sync(1, CONSUMERS);
-        if (arrived != last - first) return;
+        if (*arrived() != last - first) return;
         __threadfence();
 #pragma unroll
         for (uint32_t some = 0; some < N / 8; some += LOADS) {
@@ -448,20 +461,23 @@ struct Linear {
     }
 };
 
-template <Type W, Type X, uint32_t N>
+template <Type W, Type X, uint32_t N, bool WHOLE>
 DEVICE void linear(const LinearParams& p) {
-    using Product = Linear<W, X, N>;
-    SHARED uint64_t full[Product::STAGES];
-    SHARED uint64_t empty[Product::STAGES];
+    using Product = Linear<W, X, N, WHOLE>;
     if (threadIdx.x == 0) {
         for (uint32_t stage = 0; stage < Product::STAGES; ++stage) {
-            barrier_init(&full[stage], 1);
-            barrier_init(&empty[stage], CONSUMERS / 32);
+            barrier_init(Product::full(stage), 1);
+            barrier_init(Product::empty(stage), Product::READERS * (CONSUMERS / 32));
         }
         barrier_init_fence();
     }
-    __syncthreads();
-    const Product product{p, full, empty};
+    if (WHOLE) {
+        cluster_sync();
+    } else {
+        __syncthreads();
+    }
+    const Product product{p};
+    if (!WHOLE && threadIdx.x > 0) wait_for_earlier();
     if (threadIdx.x < PRODUCERS) {
         registers_lower<56>();
         if (threadIdx.x == 0) product.produce();
@@ -469,19 +485,25 @@ DEVICE void linear(const LinearParams& p) {
         registers_raise<224>();
         product.consume();
     }
+    // The other block's warps arrive at this block's barriers until they end.
+    if (WHOLE) cluster_sync();
 }
 
 #define LINEAR(name, W, X, N) \
-    KERNEL_ALONE(name##_##N, LinearParams, PRODUCERS + CONSUMERS) { linear<Type::W, Type::X, N>(p); }
-#define LINEAR_VARIANTS(name, W, X) \
-    LINEAR(name, W, X, 8)           \
-    LINEAR(name, W, X, 16)          \
-    LINEAR(name, W, X, 32)          \
-    LINEAR(name, W, X, 64)          \
-    LINEAR(name, W, X, 128)
+    KERNEL_AHEAD(name##_##N, LinearParams, PRODUCERS + CONSUMERS) { linear<Type::W, Type::X, N, false>(p); }
+// Kernels for up to 128 rows, and the one that computes whole tiles for `N` rows at a time.
+#define LINEAR_VARIANTS(name, W, X, N)                                         \
+    LINEAR(name, W, X, 8)                                                      \
+    LINEAR(name, W, X, 16)                                                     \
+    LINEAR(name, W, X, 32)                                                     \
+    LINEAR(name, W, X, 64)                                                     \
+    LINEAR(name, W, X, 128)                                                    \
+    KERNEL_CLUSTER(name##_whole, LinearParams, PRODUCERS + CONSUMERS, PAIR) { \
+        linear<Type::W, Type::X, N, true>(p);                                  \
+    }
 
-LINEAR_VARIANTS(linear_e4m3, e4m3, e4m3)
+LINEAR_VARIANTS(linear_e4m3, e4m3, e4m3, 128)
 LINEAR(linear_e4m3, e4m3, e4m3, 256)
-LINEAR_VARIANTS(linear_e4m3_bf16, e4m3, bf16)
-LINEAR_VARIANTS(linear_bf16, bf16, bf16)
+LINEAR_VARIANTS(linear_e4m3_bf16, e4m3, bf16, 64)
+LINEAR_VARIANTS(linear_bf16, bf16, bf16, 128)
 LINEAR(linear_bf16, bf16, bf16, 256)

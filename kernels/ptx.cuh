@@ -5,16 +5,41 @@
 #include <cstdint>
 
 // Declares a kernel with one struct of parameters, `p`, and at most `threads` threads per block. Its symbol
-// is octant_NAME.
+// is octant_NAME. Its blocks may start before the kernels before it have ended; each thread waits for them
+// first.
 #define KERNEL(name, Params, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) octant_##name(const __grid_constant__ Params p)
-// The same with registers divided for one block per multiprocessor, which `registers_raise` needs.
+    OCTANT_KERNEL(name, Params, __launch_bounds__(threads), launch_dependents(); wait_for_earlier();)
+// The same for a kernel that writes weights: no later kernel starts before it has ended.
+#define KERNEL_SERIAL(name, Params, threads) \
+    OCTANT_KERNEL(name, Params, __launch_bounds__(threads), wait_for_earlier();)
+// The same as KERNEL with registers divided for one block per multiprocessor, which `registers_raise` needs.
 #define KERNEL_ALONE(name, Params, threads) \
-    extern "C" __global__ void __launch_bounds__(threads, 1) octant_##name(const __grid_constant__ Params p)
+    OCTANT_KERNEL(name, Params, __launch_bounds__(threads, 1), launch_dependents(); wait_for_earlier();)
+// The same for clusters of `size` blocks that run together.
+#define KERNEL_CLUSTER(name, Params, threads, size)                                   \
+    OCTANT_KERNEL(name, Params, __cluster_dims__(size) __launch_bounds__(threads, 1), \
+                  launch_dependents(); wait_for_earlier();)
+// The same as KERNEL_ALONE, but each thread calls `wait_for_earlier` itself.
+#define KERNEL_AHEAD(name, Params, threads) \
+    OCTANT_KERNEL(name, Params, __launch_bounds__(threads, 1), launch_dependents();)
+#define OCTANT_KERNEL(name, Params, attributes, first)                                                 \
+    static __device__ __forceinline__ void name##_body(const Params& p);                               \
+    extern "C" __global__ void attributes octant_##name(const __grid_constant__ Params p) {            \
+        first name##_body(p);                                                                          \
+    }                                                                                                  \
+    static __device__ __forceinline__ void name##_body(const Params& p)
 // Shared memory of a fixed size.
 #define SHARED __shared__ __align__(16)
 #define DEVICE static __device__ __forceinline__
 #define DEVICE_MEMBER __device__ __forceinline__
+
+// Lets later kernels start as soon as all blocks of this one have started. What this kernel writes is not yet
+// visible to them.
+DEVICE void launch_dependents() { asm volatile("griddepcontrol.launch_dependents;" : : : "memory"); }
+
+// Waits until the kernels before this one have ended. Only the threads that call this see what they wrote.
+// Weights may be read before: no kernel of a step writes them.
+DEVICE void wait_for_earlier() { asm volatile("griddepcontrol.wait;" : : : "memory"); }
 
 // The block's dynamic shared memory.
 DEVICE unsigned char* shared_memory() {

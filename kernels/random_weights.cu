@@ -42,7 +42,7 @@ DEVICE uint64_t scaled(uint64_t code, float scale) {
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-KERNEL(random_weights, RandomWeightsParams, 256) {
+KERNEL_SERIAL(random_weights, RandomWeightsParams, 256) {
     const uint64_t per_row = p.k / 8, pieces = per_row * p.n;
     for (uint64_t piece = global_thread(); piece < pieces; piece += global_threads()) {
         const uint64_t bytes = splitmix64(p.seed, piece + 1);

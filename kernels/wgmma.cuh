@@ -1,6 +1,9 @@
 // Barriers in shared memory, bulk copies that complete on them, and the products of a warpgroup
 // ("wgmma"), which run while the threads go on. host/async.h has the same functions in software.
 //
+// Blocks of a cluster (KERNEL_CLUSTER) copy to each other's shared memory and arrive at each other's
+// barriers, in dynamic shared memory and at the same place in each block.
+//
 // The PTX ISA calls four consecutive warps a warpgroup, the first of them at a multiple of four. All its
 // threads call the functions of products with the same arguments, except that each passes its own
 // registers.
@@ -76,7 +79,8 @@ DEVICE void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, 
                  : "memory");
 }
 
-// The same for data that is read once: L2 evicts it first.
+// The same for data that is read once: L2 evicts it first. Weights may be copied so before
+// `wait_for_earlier`.
 DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier) {
     uint64_t policy;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -86,6 +90,46 @@ DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t by
         :
         : "r"(shared_address(shared_to)), "l"(__cvta_generic_to_global(global_from)), "r"(bytes),
           "r"(shared_address(barrier)), "l"(policy)
+        : "memory");
+}
+
+// The number of this block in its cluster.
+DEVICE uint32_t cluster_rank() {
+    uint32_t out;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(out));
+    return out;
+}
+
+// Waits for all threads of all blocks of the cluster, and orders their accesses before and after. No block
+// may end while another one can still access its memory or arrive at its barriers.
+DEVICE void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" : : : "memory");
+}
+
+// Arrives at the barrier of the block `rank` of the cluster, after this thread's products have ended. It does
+// not make this thread's writes visible there.
+DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 at;\n"
+        "mapa.shared::cluster.u32 at, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [at];\n"
+        "}\n"
+        :
+        : "r"(shared_address(barrier)), "r"(rank)
+        : "memory");
+}
+
+// As bulk_copy, to the blocks of the cluster whose bits are set in `blocks`: the copy completes `bytes` of
+// the barrier of each.
+DEVICE void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
+                         uint64_t* barrier) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1], %2, [%3], %4;"
+        :
+        : "r"(shared_address(shared_to)), "l"(__cvta_generic_to_global(global_from)), "r"(bytes),
+          "r"(shared_address(barrier)), "h"(blocks)
         : "memory");
 }
 

@@ -26,6 +26,7 @@ struct Barrier {
     // The thread that initialised it, when, and whether copies see that.
     size_t thread;
     uint64_t meeting;
+    uint64_t cluster_meeting;
     bool fenced;
 };
 
@@ -52,10 +53,13 @@ struct Async {
     bool registers_change = false;
 };
 
-Async& async() {
-    static thread_local Async instance;
-    return instance;
+// The state of a block.
+Async& async_of(const Block& one) {
+    static thread_local std::array<Async, most_blocks> instances;
+    return instances[one.rank];
 }
+
+Async& async() { return async_of(*block); }
 
 void settle(Barrier& barrier) {
     if (barrier.pending > 0 || barrier.bytes != 0) return;
@@ -74,6 +78,33 @@ size_t index_of(const uint64_t* word) {
     const Barrier& barrier = barriers[index];
     if (barrier.thread != running && barrier.meeting == block->meetings) {
         die("a barrier is used before the __syncthreads after its initialisation");
+    }
+    return index;
+}
+
+// The place in another block's dynamic shared memory of one in this block's.
+unsigned char* place_in(const Block& other, const void* shared, size_t bytes) {
+    const auto* at = static_cast<const unsigned char*>(shared);
+    if (at < block->shared || at + bytes > block->shared + block->shared_bytes) {
+        die("an access to another block outside of dynamic shared memory");
+    }
+    return other.shared + (at - block->shared);
+}
+
+// The index of a barrier in a block of the cluster, at the same place as one of this block. The other block
+// may end only after a cluster_sync.
+size_t index_in(Block& other, const uint64_t* word) {
+    if (&other == block) return index_of(word);
+    if (has_ended(other)) die("an access to a block of the cluster that has ended");
+    other.accessed = cluster->meetings + 1;
+    const auto* at = reinterpret_cast<const uint64_t*>(place_in(other, word, sizeof *word));
+    const size_t index = *at & 0xFFFFFFFF;
+    const std::vector<Barrier>& barriers = async_of(other).barriers;
+    if ((*at ^ barrier_mark) >> 32 != 0 || index >= barriers.size() || barriers[index].word != at) {
+        die("a barrier that was not initialised in another block, or was overwritten");
+    }
+    if (barriers[index].cluster_meeting == cluster->meetings) {
+        die("a barrier of another block is used before the cluster_sync after its initialisation");
     }
     return index;
 }
@@ -105,14 +136,34 @@ bool overlaps(const unsigned char* a, size_t a_bytes, const unsigned char* b, si
     return a < b + b_bytes && b < a + a_bytes;
 }
 
-}  // namespace
-
-bool is_in_flight(const unsigned char* from, size_t bytes) {
-    for (const Copy& copy : async().copies) {
-        if (overlaps(from, bytes, copy.to, copy.bytes)) return true;
+// Starts a copy to a block of the cluster.
+void start_copy(Block& other, const Copy& copy) {
+    Async& theirs = async_of(other);
+    if (!theirs.barriers[copy.barrier].fenced) {
+        die("a copy with a barrier that barrier_init_fence did not follow");
     }
-    return false;
+    for (const Copy& before : theirs.copies) {
+        if (overlaps(copy.to, copy.bytes, before.to, before.bytes)) {
+            die("a copy into the target of a copy in flight");
+        }
+    }
+    std::memset(copy.to, 0xFF, copy.bytes);
+    theirs.copies.push_back(copy);
 }
+
+void check_waited() {
+    if (block->overlaps && !block->fibers[running].waited) die("a copy before wait_for_earlier");
+}
+
+void check_copy(const unsigned char* to, const unsigned char* from, uint32_t bytes) {
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
+    if (bits % 16 != 0 || bytes == 0) die("a copy that is not of whole, aligned pieces of 16 bytes");
+    if (to < block->shared || to + bytes > block->shared + block->shared_bytes) {
+        die("a copy to outside of the block's dynamic shared memory");
+    }
+}
+
+}  // namespace
 
 void begin_async() {
     Async& all = async();
@@ -160,6 +211,9 @@ void check_registers() {
 }  // namespace
 
 void end_async() {
+    if (block->accessed > cluster->meetings) {
+        die("a block ended without a cluster_sync after another block's access");
+    }
     if (!async().copies.empty()) die("a block ended while copies were in flight");
     for (const Barrier& barrier : async().barriers) {
         if (barrier.bytes != 0) die("a block ended with a barrier that expects other bytes than were copied");
@@ -219,7 +273,8 @@ void barrier_init(uint64_t* word, uint32_t arrivals) {
         if (barrier.word == word) die("a barrier is initialised twice");
     }
     *word = barrier_mark | barriers.size();
-    barriers.push_back({word, arrivals, arrivals, 0, 0, running, block->meetings, false});
+    barriers.push_back(
+        {word, arrivals, arrivals, 0, 0, running, block->meetings, cluster->meetings, false});
 }
 
 void barrier_init_fence() {
@@ -253,20 +308,49 @@ void barrier_wait(uint64_t* word, uint32_t parity) {
     wait_as(State::waits_for_barrier, "barrier_wait");
 }
 
+void barrier_arrive_at(uint64_t* word, uint32_t rank) {
+    using namespace host;
+    if (rank >= cluster->blocks.size()) die("an arrival at a block that the cluster does not have");
+    Block& other = cluster->blocks[rank];
+    arrive(async_of(other).barriers[index_in(other, word)]);
+}
+
 void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* word) {
+    host::check_waited();
+    bulk_copy_once(shared_to, global_from, bytes, word);
+}
+
+void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* word) {
     using namespace host;
     auto* to = static_cast<unsigned char*>(shared_to);
     const auto* from = static_cast<const unsigned char*>(global_from);
     const size_t index = index_of(word);
-    if (!async().barriers[index].fenced) die("a copy with a barrier that barrier_init_fence did not follow");
-    const uintptr_t bits = reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes;
-    if (bits % 16 != 0 || bytes == 0) die("a copy that is not of whole, aligned pieces of 16 bytes");
-    if (to < place.shared || to + bytes > place.shared + block->shared_bytes) {
-        die("a copy to outside of the block's dynamic shared memory");
+    check_copy(to, from, bytes);
+    start_copy(*block, {to, from, bytes, index});
+}
+
+void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
+                  uint64_t* word) {
+    using namespace host;
+    const auto* from = static_cast<const unsigned char*>(global_from);
+    check_waited();
+    check_copy(static_cast<unsigned char*>(shared_to), from, bytes);
+    if (blocks == 0 || blocks >> cluster->blocks.size() != 0) {
+        die("a copy to no block, or to one that the cluster does not have");
     }
-    if (is_in_flight(to, bytes)) die("a copy into the target of a copy in flight");
-    std::memset(to, 0xFF, bytes);
-    async().copies.push_back({to, from, bytes, index});
+    for (Block& other : cluster->blocks) {
+        if ((blocks >> other.rank & 1) == 0) continue;
+        const size_t index = index_in(other, word);
+        start_copy(other, {place_in(other, shared_to, bytes), from, bytes, index});
+    }
+}
+
+uint32_t cluster_rank() { return static_cast<uint32_t>(host::block->rank); }
+
+void cluster_sync() {
+    using namespace host;
+    ++cluster->arrived;
+    wait_as(State::waits_for_cluster, "cluster_sync");
 }
 
 void group_sync(uint32_t id, uint32_t threads) {

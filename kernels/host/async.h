@@ -22,8 +22,13 @@
 // These faults show as NaN or wrong results instead: a missing wait for a copy, a stage that is released
 // before its products have run, and accumulators that are read in flight.
 //
-// Not modelled: async_fence (products see ordinary writes to shared memory at once), the order of memory
-// between arrivals and waits, and clusters.
+// In a cluster too: an access to a block before the cluster_sync after the initialisation of its barrier, or
+// after it has ended; a block that ends without a cluster_sync after another block's access; a cluster_sync
+// that some threads never reach. A copy to several blocks lands in each at a time of its own. A copy into a
+// stage that another block has not released shows as NaN there.
+//
+// Not modelled: async_fence (products see ordinary writes to shared memory at once), and the order of memory
+// between arrivals and waits.
 #pragma once
 
 #include "cuda.h"
@@ -62,9 +67,12 @@ void barrier_arrive(uint64_t* barrier);
 void barrier_expect(uint64_t* barrier, uint32_t bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
-static inline void bulk_copy_once(void* to, const void* from, uint32_t bytes, uint64_t* barrier) {
-    bulk_copy(to, from, bytes, barrier);
-}
+void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
+uint32_t cluster_rank();
+void cluster_sync();
+void barrier_arrive_at(uint64_t* barrier, uint32_t rank);
+void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
+                  uint64_t* barrier);
 void group_sync(uint32_t id, uint32_t threads);
 
 // The bits of an address that descriptors hold; dynamic shared memory has less than 256 KB.

@@ -54,6 +54,7 @@ octant_switch:
 namespace host {
 
 constinit thread_local Place place{};
+constinit thread_local Cluster* cluster = nullptr;
 constinit thread_local Block* block = nullptr;
 constinit thread_local size_t running = 0;
 
@@ -81,16 +82,13 @@ void describe(const Fiber& fiber, size_t index, char* text, size_t size) {
         case State::ready: std::snprintf(text, size, index == running ? "runs" : "can run"); return;
         case State::ended: std::snprintf(text, size, "has ended"); return;
         case State::waits_for_block:
+        case State::waits_for_cluster:
         case State::waits_for_warp: std::snprintf(text, size, "%s", fiber.where); return;
         default: describe_async(fiber, index, text, size);
     }
 }
 
-}  // namespace
-
-void die(const char* what) {
-    const dim3 at = place.block;
-    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block->name, at.x, at.y, at.z, what);
+void describe_threads() {
     constexpr size_t size = 200;
     char texts[2][size] = {};
     const size_t count = block->fibers.size();
@@ -101,8 +99,26 @@ void die(const char* what) {
         std::fprintf(stderr, "  threads %zu to %zu: %s\n", first, i, texts[0]);
         first = i + 1;
     }
+}
+
+}  // namespace
+
+void die(const char* what) {
+    const dim3 at = block->at;
+    std::fprintf(stderr, "kernel %s, block (%u, %u, %u): %s\n", block->name, at.x, at.y, at.z, what);
+    describe_threads();
+    const Block* dying = block;
+    for (Block& other : cluster->blocks) {
+        if (&other == dying) continue;
+        block = &other;
+        running = block->fibers.size();
+        std::fprintf(stderr, "block (%u, %u, %u) of the cluster\n", other.at.x, other.at.y, other.at.z);
+        describe_threads();
+    }
     std::abort();
 }
+
+bool has_ended(const Block& block) { return block.ended == block.fibers.size(); }
 
 uint32_t random_below(uint32_t bound) {
     uint64_t& x = block->random;
@@ -151,6 +167,7 @@ SWITCHES void first_entry() {
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
 #endif
     block->kernel(block->params);
+    if (block->overlaps && !fiber.waited) die("a thread ended without wait_for_earlier");
     fiber.state = State::ended;
     ++block->ended;
     leave(fiber, true);
@@ -161,6 +178,7 @@ void prepare(Fiber& fiber, dim3 thread) {
     fiber.thread = thread;
     fiber.state = State::ready;
     fiber.where = nullptr;
+    fiber.waited = false;
     auto* top = reinterpret_cast<void**>(fiber.stack.bottom() + stack_bytes);
     // The address to start at, on a stack aligned as after a call; below it six registers.
     *--top = nullptr;
@@ -173,33 +191,102 @@ bool ready(const Fiber& fiber, size_t index) {
     switch (fiber.state) {
         case State::ready: return true;
         case State::ended:
-        case State::waits_for_block: return false;
+        case State::waits_for_block:
+        case State::waits_for_cluster: return false;
         case State::waits_for_warp: return block->warps[index / 32].round > fiber.round;
         default: return async_ready(fiber, index);
     }
 }
 
-void run_block(bool descending) {
+// Makes a block of the cluster the running one. False if it has ended.
+bool enter_block(size_t rank) {
+    block = &cluster->blocks[rank];
+    place.block = block->at;
+    place.shared = block->shared;
+    return !has_ended(*block);
+}
+
+// Runs each thread of the block until it waits. Returns whether any could go on.
+bool sweep(bool descending) {
     const size_t count = block->fibers.size();
-    while (block->ended < count) {
-        bool progress = false;
-        for (size_t i = 0; i < count; ++i) {
-            const size_t index = descending ? count - 1 - i : i;
-            if (ready(block->fibers[index], index)) {
-                block->fibers[index].state = State::ready;
-                enter(index);
-                progress = true;
-            }
-        }
-        if (block->at_barrier > 0 && block->at_barrier + block->ended == count) {
-            if (block->ended > 0) die("a barrier that some threads never reach");
-            block->at_barrier = 0;
-            ++block->meetings;
-            for (Fiber& fiber : block->fibers) fiber.state = State::ready;
+    bool progress = false;
+    for (size_t i = 0; i < count; ++i) {
+        const size_t index = descending ? count - 1 - i : i;
+        if (ready(block->fibers[index], index)) {
+            block->fibers[index].state = State::ready;
+            enter(index);
             progress = true;
         }
-        progress |= advance_async(!progress, !descending);
-        if (!progress && block->ended < count) die("a deadlock");
+    }
+    if (block->at_barrier > 0 && block->at_barrier + block->ended == count) {
+        if (block->ended > 0) die("a barrier that some threads never reach");
+        block->at_barrier = 0;
+        ++block->meetings;
+        for (Fiber& fiber : block->fibers) fiber.state = State::ready;
+        progress = true;
+    }
+    return progress;
+}
+
+// Runs a block's threads; in descending order as far as they can, with operations that complete early.
+bool run_threads(bool descending) {
+    bool progress = false, more = true;
+    while (more && !has_ended(*block)) {
+        more = sweep(descending);
+        if (descending) {
+            more |= advance_async(!more, false);
+        } else {
+            progress |= more;
+            break;
+        }
+        progress |= more;
+    }
+    if (has_ended(*block)) end_async();
+    return progress;
+}
+
+// Lets the threads go on if all of the cluster have met.
+bool meet() {
+    size_t threads = 0, ended = 0;
+    for (const Block& one : cluster->blocks) threads += one.fibers.size(), ended += one.ended;
+    if (cluster->arrived == 0 || cluster->arrived + ended < threads) return false;
+    if (ended > 0) die("a cluster_sync that some threads never reach");
+    cluster->arrived = 0;
+    ++cluster->meetings;
+    for (Block& one : cluster->blocks) {
+        ++one.meetings;
+        for (Fiber& fiber : one.fibers) fiber.state = State::ready;
+    }
+    return true;
+}
+
+// Completes an operation when no thread can go on: products of any block before copies.
+bool complete_late() {
+    const size_t count = cluster->blocks.size();
+    for (const bool products : {true, false}) {
+        const size_t first = random_below(static_cast<uint32_t>(count));
+        for (size_t i = 0; i < count; ++i) {
+            if (!enter_block((first + i) % count) || products_are_ready() != products) continue;
+            if (advance_async(true, true)) return true;
+        }
+    }
+    return false;
+}
+
+void run_cluster(bool descending) {
+    const size_t count = cluster->blocks.size();
+    for (size_t ended = 0; ended < count;) {
+        bool progress = false;
+        ended = 0;
+        for (size_t i = 0; i < count; ++i) {
+            if (enter_block(descending ? count - 1 - i : i)) progress |= run_threads(descending);
+            ended += has_ended(*block);
+        }
+        progress |= meet();
+        if (!progress && ended < count && !complete_late()) {
+            while (has_ended(*block)) enter_block((block->rank + 1) % count);
+            die("a deadlock");
+        }
     }
 }
 
@@ -211,6 +298,8 @@ void wait_as(State state, const char* where) {
     fiber.where = where;
     leave(fiber, false);
 }
+
+void wait_for_earlier() { block->fibers[running].waited = true; }
 
 void sync_block(const char* where) {
     ++block->at_barrier;
@@ -252,14 +341,14 @@ const unsigned char* result_of_lane(const char* where, Collective compute) {
 
 namespace {
 
-// Dynamic shared memory of blocks, one allocation for each size. It has the exact size, so that the address
-// sanitizer sees an access past its end.
+// Dynamic shared memory of blocks, one allocation for each size and number in a cluster. It has the exact
+// size, so that the address sanitizer sees an access past its end.
 class SharedMemory {
    public:
     // NaN in every type.
-    unsigned char* of_block(size_t bytes) {
+    unsigned char* of_block(size_t rank, size_t bytes) {
         std::unique_ptr<unsigned char, decltype(&std::free)>& memory =
-            all_.try_emplace(bytes, nullptr, &std::free).first->second;
+            all_.try_emplace({rank, bytes}, nullptr, &std::free).first->second;
         if (memory == nullptr) {
             void* allocated = nullptr;
             if (posix_memalign(&allocated, 1024, std::max<size_t>(bytes, 1)) != 0) std::abort();
@@ -270,8 +359,38 @@ class SharedMemory {
     }
 
    private:
-    std::map<size_t, std::unique_ptr<unsigned char, decltype(&std::free)>> all_;
+    std::map<std::pair<size_t, size_t>, std::unique_ptr<unsigned char, decltype(&std::free)>> all_;
 };
+
+SharedMemory& shared_memories() {
+    static thread_local SharedMemory instance;
+    return instance;
+}
+
+// Prepares a block for the threads of a launch.
+void prepare(Block& one, size_t rank, const char* name, uint32_t threads, size_t shared_bytes) {
+    one.rank = rank;
+    one.name = name;
+    while (one.all_fibers.size() < threads) one.all_fibers.emplace_back();
+    one.fibers = std::span(one.all_fibers).first(threads);
+    one.warps.assign(threads / 32, Warp{});
+    one.shared_bytes = shared_bytes;
+}
+
+// Starts the running block at its place in the grid.
+void begin(dim3 at) {
+    block->at = at;
+    block->shared = shared_memories().of_block(block->rank, block->shared_bytes);
+    block->ended = 0;
+    block->at_barrier = 0;
+    block->meetings = 0;
+    block->accessed = 0;
+    block->random = 1 + at.x + (uint64_t{at.y} << 20) + (uint64_t{at.z} << 40);
+    for (int i = 0; i < 8; ++i) random_below(1);
+    const auto threads = static_cast<uint32_t>(block->fibers.size());
+    for (uint32_t i = 0; i < threads; ++i) prepare(block->fibers[i], {i, 0, 0});
+    begin_async();
+}
 
 }  // namespace
 
@@ -286,36 +405,40 @@ struct OctantLaunch {
     uint32_t threads;
     uint32_t shared_bytes;
     uint32_t descending;
+    // Blocks of a cluster, which follow one another in x.
+    uint32_t cluster = 1;
+    // Whether the kernel may start before earlier ones have ended.
+    uint32_t overlaps = 0;
 };
 
 extern "C" void octant_launch(const OctantLaunch* launch) {
     using namespace host;
-    static thread_local Block blocks;
-    static thread_local SharedMemory shared;
-    block = &blocks;
-    block->name = launch->name;
-    block->kernel = launch->kernel;
-    block->params = launch->params;
+    static thread_local Cluster clusters;
+    cluster = &clusters;
+    const uint32_t size = launch->cluster;
+    cluster->blocks = std::span(cluster->all_blocks).first(std::min<size_t>(size, most_blocks));
+    for (size_t rank = 0; rank < cluster->blocks.size(); ++rank) {
+        Block& one = cluster->blocks[rank];
+        prepare(one, rank, launch->name, launch->threads, launch->shared_bytes);
+        one.kernel = launch->kernel;
+        one.params = launch->params;
+        one.overlaps = launch->overlaps != 0;
+    }
+    block = &cluster->all_blocks[0];
     if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");
-    while (block->all_fibers.size() < launch->threads) block->all_fibers.emplace_back();
-    block->fibers = std::span(block->all_fibers).first(launch->threads);
-    block->warps.assign(launch->threads / 32, Warp{});
-    block->shared_bytes = launch->shared_bytes;
+    if (size == 0 || size > most_blocks) die("a cluster of no blocks or too many");
+    if (launch->grid[0] % size != 0) die("a grid that is not of whole clusters");
     place.block_dim = {launch->threads, 1, 1};
     place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     for (uint32_t z = 0; z < launch->grid[2]; ++z)
         for (uint32_t y = 0; y < launch->grid[1]; ++y)
-            for (uint32_t x = 0; x < launch->grid[0]; ++x) {
-                place.block = {x, y, z};
-                place.shared = shared.of_block(launch->shared_bytes);
-                block->ended = 0;
-                block->at_barrier = 0;
-                block->meetings = 0;
-                block->random = 1 + x + (uint64_t{y} << 20) + (uint64_t{z} << 40);
-                for (int i = 0; i < 8; ++i) random_below(1);
-                for (uint32_t i = 0; i < launch->threads; ++i) prepare(block->fibers[i], {i, 0, 0});
-                begin_async();
-                run_block(launch->descending != 0);
-                end_async();
+            for (uint32_t x = 0; x < launch->grid[0]; x += size) {
+                cluster->arrived = 0;
+                cluster->meetings = 0;
+                for (uint32_t rank = 0; rank < size; ++rank) {
+                    block = &cluster->blocks[rank];
+                    begin({x + rank, y, z});
+                }
+                run_cluster(launch->descending != 0);
             }
 }

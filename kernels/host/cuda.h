@@ -6,6 +6,13 @@
 // same memory. Threads of a block start in ascending or descending order, so that a missing barrier shows in
 // one of the two. Dynamic shared memory is NaN at the start.
 //
+// The blocks of a cluster run at the same time. If threads start in descending order, the last block runs as
+// far as it can before the others. Variables declared SHARED are the same for all blocks of a cluster, unlike
+// on a GPU, so that a kernel for clusters has none.
+//
+// A kernel runs when the one before it has ended. What may run earlier on a GPU is checked where it shows: a
+// thread that ends without wait_for_earlier, and a bulk copy before it, except by bulk_copy_once.
+//
 // Not checked: memory order between blocks, bank conflicts, alignment of vector loads beyond UBSan's checks,
 // and speed.
 #pragma once
@@ -17,11 +24,20 @@
 #include <cstring>
 #include <thread>
 
-#define KERNEL(name, Params, threads)                                                            \
-    static void name##_body(const Params& p);                                                    \
-    extern "C" void octant_##name(const void* p) { name##_body(*static_cast<const Params*>(p)); } \
-    static void name##_body(const Params& p)
+#define KERNEL(name, Params, threads) OCTANT_KERNEL(name, Params, wait_for_earlier();)
+#define KERNEL_SERIAL KERNEL
 #define KERNEL_ALONE KERNEL
+#define KERNEL_AHEAD(name, Params, threads) OCTANT_KERNEL(name, Params, )
+#define OCTANT_KERNEL(name, Params, first)               \
+    static void name##_body(const Params& p);            \
+    extern "C" void octant_##name(const void* p) {       \
+        first name##_body(*static_cast<const Params*>(p)); \
+    }                                                    \
+    static void name##_body(const Params& p)
+// The launch finds the size of the kernel's clusters by the symbol octant_NAME_cluster.
+#define KERNEL_CLUSTER(name, Params, threads, size)                 \
+    extern "C" constexpr uint32_t octant_##name##_cluster = (size); \
+    KERNEL(name, Params, threads)
 // Shared memory is thread-local, because each host thread stands for one GPU.
 #define SHARED alignas(16) static thread_local
 #define DEVICE static inline
@@ -60,6 +76,8 @@ struct Place {
 };
 extern constinit thread_local Place place;
 
+// Notes that the running thread has waited for the kernels before this one.
+void wait_for_earlier();
 // Waits for all threads of the block.
 void sync_block(const char* where);
 // Waits for all threads of the block and returns whether `says` is true on any of them.
@@ -119,6 +137,7 @@ void mma(bool bf16, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t
 #define blockDim (host::place.block_dim)
 #define gridDim (host::place.grid_dim)
 
+static inline void wait_for_earlier() { host::wait_for_earlier(); }
 static inline unsigned char* shared_memory() { return host::place.shared; }
 static inline void __syncthreads() { host::sync_block("__syncthreads"); }
 static inline int __syncthreads_or(int says) { return host::any_of_block(says != 0); }

@@ -14,6 +14,8 @@ namespace host {
 
 constexpr size_t stack_bytes = 256 << 10;
 constexpr unsigned warpgroup_threads = 128;
+// Blocks of the largest cluster of every GPU with clusters.
+constexpr size_t most_blocks = 8;
 
 // The operands and results of a warp's operation.
 struct Warp {
@@ -27,6 +29,7 @@ struct Warp {
 enum class State {
     ready,
     waits_for_block,
+    waits_for_cluster,
     waits_for_warp,
     waits_for_group,
     waits_for_barrier,
@@ -53,6 +56,8 @@ struct Fiber {
     dim3 thread = {};
     State state = State::ready;
     const char* where = nullptr;
+    // Whether it has waited for earlier kernels.
+    bool waited = false;
     // What it waits for: the round of the warp's operation, the round of a group's barrier, the parity of
     // a phase, or the number of executed groups of products.
     uint64_t round = 0;
@@ -64,6 +69,10 @@ struct Fiber {
 };
 
 struct Block {
+    // Its number in its cluster, its indices, and its dynamic shared memory.
+    size_t rank = 0;
+    dim3 at = {};
+    unsigned char* shared = nullptr;
     // The first of `all_fibers`, which outlive a launch.
     std::span<Fiber> fibers;
     std::vector<Fiber> all_fibers;
@@ -71,6 +80,8 @@ struct Block {
     unsigned at_barrier = 0;
     // The number of times that all threads have met.
     uint64_t meetings = 0;
+    // The meetings of the cluster's threads before the last access of another block, plus one.
+    uint64_t accessed = 0;
     unsigned ended = 0;
     // Whether any thread passed true to any_of_block.
     bool any = false;
@@ -78,14 +89,29 @@ struct Block {
     const void* params = nullptr;
     const char* name = nullptr;
     size_t shared_bytes = 0;
+    // Whether the kernel may start before earlier ones have ended.
+    bool overlaps = false;
     // The state of an xorshift generator.
     uint64_t random = 1;
 };
 
-// The block that this host thread runs, and the index of the running fiber. The block exists while a
-// kernel runs.
+// Blocks that run together.
+struct Cluster {
+    // The first of `all_blocks`, which outlive a launch.
+    std::span<Block> blocks;
+    std::array<Block, most_blocks> all_blocks;
+    // Threads that wait for the others in cluster_sync, and how often all of them have met.
+    size_t arrived = 0;
+    uint64_t meetings = 0;
+};
+
+// The cluster and the block that this host thread runs, and the index of the running fiber. They exist while
+// a kernel runs.
+extern constinit thread_local Cluster* cluster;
 extern constinit thread_local Block* block;
 extern constinit thread_local size_t running;
+
+bool has_ended(const Block& block);
 
 // Reports an error with the state of all threads, and ends the process.
 [[noreturn]] void die(const char* what);
@@ -114,8 +140,6 @@ bool products_are_ready();
 void run_products();
 bool products_have_run(size_t index, uint64_t groups);
 void end_products();
-// Whether a copy in flight writes to the memory. Reading it gives NaN.
-bool is_in_flight(const unsigned char* from, size_t bytes);
 
 // numbers.cpp
 float float_of_e4m3(uint8_t code);

@@ -68,9 +68,10 @@ struct Products {
     bool any = false;
 };
 
+// Those of the running block.
 Products& all() {
-    static thread_local Products instance;
-    return instance;
+    static thread_local std::array<Products, most_blocks> instances;
+    return instances[block->rank];
 }
 
 // The thread that runs; the first call in a block resets everything.

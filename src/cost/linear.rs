@@ -5,9 +5,7 @@ use std::iter::Sum;
 
 use super::Hardware;
 use super::figures::{Kernel, Limit};
-use crate::device::product_tiles::{
-    CHUNK, Cuts, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, variant_rows,
-};
+use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, stages, variant_rows};
 
 /// Bytes of a sum.
 const SUM_BYTES: usize = 4;
@@ -42,9 +40,9 @@ impl Operands {
         if self == Self::Widened { 2 } else { 1 }
     }
 
-    /// Rows of the largest kernel variant.
-    fn max_rows(self) -> usize {
-        if self == Self::Widened { MAX_ROWS_WIDENED } else { MAX_ROWS }
+    /// Rows of the largest kernel variants.
+    fn max_rows(self) -> MaxRows {
+        if self == Self::Widened { MaxRows::WIDENED } else { MaxRows::EQUAL }
     }
 
     /// The tensor cores' rate relative to that of E4M3 inputs.
@@ -121,7 +119,7 @@ impl Product {
         let own = match self.division(rows) {
             Division::Whole => self.whole(rows, gpu),
             Division::Spread => {
-                let launches = (0..rows).step_by(most).map(|first| most.min(rows - first));
+                let launches = (0..rows).step_by(most.spread).map(|first| most.spread.min(rows - first));
                 launches.map(|rows| self.spread(rows, gpu)).sum()
             }
         };
@@ -131,7 +129,7 @@ impl Product {
     }
 
     fn division(&self, rows: usize) -> Division {
-        self.cuts.division(rows.div_ceil(self.operands.max_rows()))
+        self.cuts.division(rows, self.operands.max_rows())
     }
 
     /// Seconds of `sending`, the time to send the results to other ranks, that pass while the product of
@@ -149,50 +147,73 @@ impl Product {
 
     /// Tiles that the busiest block of a launch of whole tiles computes.
     fn rounds(&self, rows: usize) -> usize {
-        (self.tiles * rows.div_ceil(self.operands.max_rows())).div_ceil(PARTS)
+        self.cuts.rounds(rows.div_ceil(self.operands.max_rows().whole))
     }
 
     /// A launch in which each block computes one part for all rows. Weights are read from memory once.
     fn spread(&self, rows: usize, gpu: &Hardware) -> ProductTime {
-        let columns = variant_rows(rows, self.operands.max_rows());
-        let imbalance = uneven(self.tiles * self.chunks, self.cuts.parts());
+        let columns = variant_rows(rows, self.operands.max_rows().spread);
         let sums = self.cuts.exchanged_if_spread() * (TILE * columns * SUM_BYTES) as f64;
-        let bytes = sums + (TILE * rows * self.out_bytes) as f64;
-        self.launch(rows, columns, imbalance, bytes, gpu)
+        let work = Work {
+            rows: rows.min(columns),
+            weight_rows: TILE,
+            input_rows: self.operands.input_chunks() * rows.next_multiple_of(8),
+            columns,
+            imbalance: uneven(self.tiles * self.chunks, self.cuts.parts()),
+            exchanged: sums + (TILE * rows * self.out_bytes) as f64,
+        };
+        self.launch(work, gpu)
     }
 
-    /// A launch in which each block computes whole tiles for 256 rows. The blocks of a tile run at about the
-    /// same time, so that its weights are read from memory once and from L2 once per 256 rows.
+    /// A launch in which the blocks of a cluster compute whole tiles, each one for the same rows, of which
+    /// each block copies half. The clusters that read a tile run at about the same time, so that its weights
+    /// are read from memory once and from L2 once per tile of rows.
     fn whole(&self, rows: usize, gpu: &Hardware) -> ProductTime {
-        let columns = self.operands.max_rows();
-        let items = self.tiles * rows.div_ceil(columns);
-        let blocks = PARTS.min(items);
-        let sums = self.cuts.exchanged_if_whole() * (TILE * columns * SUM_BYTES) as f64;
-        let bytes = self.rounds(rows) as f64 * (sums + (TILE * columns * self.out_bytes) as f64);
-        self.launch(rows, columns, uneven(items, blocks), bytes, gpu)
+        let columns = self.operands.max_rows().whole;
+        let row_tiles = rows.div_ceil(columns);
+        let tiles = self.cuts.rounds(row_tiles) as f64;
+        let work = Work {
+            rows: columns,
+            weight_rows: row_tiles * TILE,
+            input_rows: self.operands.input_chunks() * rows.next_multiple_of(8) / 2,
+            columns: row_tiles * columns,
+            imbalance: tiles * PARTS as f64 / (self.tiles * row_tiles) as f64,
+            exchanged: tiles * (TILE * columns * self.out_bytes) as f64,
+        };
+        self.launch(work, gpu)
     }
 
-    /// A launch of the variant for `columns` rows whose busiest block has `imbalance` times the mean work
-    /// and exchanges `bytes` with L2.
-    fn launch(&self, rows: usize, columns: usize, imbalance: f64, bytes: f64, gpu: &Hardware) -> ProductTime {
+    fn launch(&self, work: Work, gpu: &Hardware) -> ProductTime {
         let chunks = (self.tiles * self.chunks) as f64;
-        let share = |limit| gpu.share(Kernel::Linear, limit, rows.min(columns));
+        let share = |limit| gpu.share(Kernel::Linear, limit, work.rows);
         let l2 = gpu.l2 * share(Limit::L2);
-        let passes = rows.div_ceil(columns);
-        let copied = passes * TILE + self.operands.input_chunks() * rows.next_multiple_of(8);
-        // The tensor cores multiply all columns of the variant, whatever the rows.
+        // The tensor cores multiply all columns, whatever the rows.
         let elements = CHUNK / self.operands.weight_bytes();
-        let flop = (2 * TILE * elements * passes * columns) as f64;
+        let flop = (2 * TILE * elements * work.columns) as f64;
         let rate = gpu.products * self.operands.rate() * share(Limit::Arithmetic);
         let time = ProductTime {
             weights: chunks * (TILE * CHUNK) as f64 / (gpu.read * share(Limit::Memory)),
-            staging: chunks * (copied * CHUNK) as f64 / l2,
+            staging: chunks * ((work.weight_rows + work.input_rows) * CHUNK) as f64 / l2,
             products: chunks * flop / rate,
             total: 0.0,
         };
         let longest = time.weights.max(time.staging).max(time.products);
-        let exchange = bytes * PARTS as f64 / l2;
-        ProductTime { total: longest * imbalance + exchange + gpu.launch, ..time }
+        let exchange = work.exchanged * PARTS as f64 / l2;
+        ProductTime { total: longest * work.imbalance + exchange + gpu.launch, ..time }
+    }
+
+    /// Seconds of reading the weights that blocks ask for before the kernels before them have ended, on the
+    /// multiprocessors that are free while one row runs on each of the others.
+    pub(super) fn ahead(&self, rows: usize, gpu: &Hardware) -> f64 {
+        let most = self.operands.max_rows();
+        if self.cuts.division(rows, most) == Division::Whole || rows >= PARTS {
+            return 0.0;
+        }
+        let part = (self.tiles * self.chunks).div_ceil(self.cuts.parts());
+        let columns = variant_rows(rows, most.spread);
+        let bytes = stages(self.operands.input_chunks(), columns).min(part) * TILE * CHUNK;
+        let free = PARTS - rows;
+        (free * bytes) as f64 / (gpu.read * gpu.share(Kernel::Linear, Limit::Memory, rows))
     }
 
     /// The library's product, between `unpack` of both operands and `rescale` of the outputs.
@@ -210,6 +231,23 @@ impl Product {
         let around = 2.0 * (elements + inputs + outputs) / bytes;
         ProductTime { total: time.weights.max(time.products) + around + 4.0 * gpu.launch, ..time }
     }
+}
+
+/// The work of a launch.
+#[derive(Debug, Clone, Copy)]
+struct Work {
+    /// Rows of the launch, or of a block if it computes one tile of rows after the other: the efficiencies
+    /// depend on them.
+    rows: usize,
+    /// Rows of 128 bytes of the weights and of the inputs that are read from L2 for a chunk of a tile.
+    weight_rows: usize,
+    input_rows: usize,
+    /// Rows that the tensor cores multiply by.
+    columns: usize,
+    /// The work of the busiest block relative to the mean of all multiprocessors.
+    imbalance: f64,
+    /// Bytes of sums and outputs that the busiest block exchanges with L2.
+    exchanged: f64,
 }
 
 /// The most work of one of `workers` that share `work` units, relative to the mean.

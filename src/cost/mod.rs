@@ -60,6 +60,11 @@ impl ElementBytes {
     }
 }
 
+/// Share of the time of reading weights early that is saved. Blocks that start late have more left to read
+/// than the others. They read it at the end, each at most at 64 bytes per clock, five times its share of the
+/// rate of memory.
+const SAVED: f64 = 0.8;
+
 /// Bytes of an element of the residual stream, and of queries.
 const F32_BYTES: f64 = 4.0;
 
@@ -149,6 +154,7 @@ impl CostModel {
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
         let attention_rate = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
         let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
+        let hidden = self.hidden_seconds(count);
         StepTime {
             weights: linear.weights,
             staging: linear.staging,
@@ -160,7 +166,7 @@ impl CostModel {
             kv: layers * attention.reading(self.kv_element, kv_rate),
             attention: layers * attention.multiplying(attention_rate),
             activations: layers * self.spilled_bytes(tokens) / rows_rate,
-            reduce: self.reduce_seconds(count),
+            reduce: self.reduce_seconds(count) - hidden,
             gather: self.gather_seconds(logits),
             overhead: hardware.step_overhead + layers * hardware.layer_overhead,
         }
@@ -205,6 +211,20 @@ impl CostModel {
         let two_shots = pushed(attention) + pushed(mlp);
         let (first, last) = (seconds(F32_BYTES, 0.0), seconds((result + F32_BYTES) / 2.0, 0.0));
         (self.share.layers as f64 - 0.5) * two_shots.min(2.0 * one_shot) + first + last
+    }
+
+    /// Seconds of the sums between ranks that are saved because the products after them already read weights.
+    /// A sum of few rows runs on one multiprocessor per row. On each of the others, a block of the next
+    /// product fills its stages meanwhile. Two of a layer's four products follow a sum.
+    fn hidden_seconds(&self, rows: usize) -> f64 {
+        if self.ranks == 1 {
+            return 0.0;
+        }
+        let elements = (rows * self.share.hidden) as f64;
+        let sum = self.hardware.all_reduce_seconds(self.bytes.result * elements);
+        let [qkv, _, up, _] = self.products;
+        let ahead = [qkv, up].map(|product| product.ahead(rows, &self.hardware).min(sum));
+        SAVED * self.share.layers as f64 * ahead.iter().sum::<f64>()
     }
 
     /// Seconds of gathering the largest logits of each rank, [`LOGIT_ROWS`] rows at a time. A row's message

@@ -9,7 +9,7 @@ pub struct StepTime {
     /// chunks, and once in all where they compute whole tiles.
     pub weights: f64,
     /// Copying weights and inputs from L2 to the multiprocessors: per chunk of 128 bytes of 128 outputs,
-    /// 16 KiB and 128 bytes per row.
+    /// 16 KiB and 128 bytes per row, or 64 bytes per row in whole tiles, of which two share the inputs.
     pub staging: f64,
     /// Multiplying by the weights: 2 × rows of the kernel variants × L × elements / `products`, at half
     /// that rate if inputs are BF16.
@@ -29,8 +29,9 @@ pub struct StepTime {
     pub attention: f64,
     /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,
-    /// 2 L + 1 sums between ranks, by the all-reduce table, less what products send while they run, and with
-    /// reading the sent parts from L2.
+    /// 2 L + 1 sums between ranks, by the all-reduce table: without what products send while they run and
+    /// without the time in which the products after them already read weights, and with reading the sent
+    /// parts from L2.
     pub reduce: f64,
     /// Gathering logits from all ranks.
     pub gather: f64,

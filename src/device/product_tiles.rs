@@ -11,18 +11,31 @@ pub(crate) const CHUNK: usize = 128;
 /// order of sums depends on the cuts.
 pub(crate) const PARTS: usize = 132;
 
-/// Rows of the largest kernel variant.
-pub(crate) const MAX_ROWS: usize = 256;
+/// Blocks of a cluster that computes whole tiles, one tile each.
+const PAIR: usize = 2;
 
-/// The same for E4M3 weights with BF16 inputs, whose weights take registers.
-pub(crate) const MAX_ROWS_WIDENED: usize = 128;
+/// Rows that the largest kernel variants take at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaxRows {
+    /// If the work is spread.
+    pub(crate) spread: usize,
+    /// If each block computes whole tiles, whose totals take registers.
+    pub(crate) whole: usize,
+}
+
+impl MaxRows {
+    /// Those of operands of one type.
+    pub(crate) const EQUAL: Self = Self { spread: 256, whole: 128 };
+    /// Those of E4M3 weights with BF16 inputs, whose weights take registers.
+    pub(crate) const WIDENED: Self = Self { spread: 128, whole: 64 };
+}
 
 /// How blocks divide the work of one launch. Both ways give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Division {
     /// Each block computes one part of the chunks for all rows.
     Spread,
-    /// Each block computes whole tiles for [`MAX_ROWS`] rows.
+    /// Each block computes whole tiles for [`MaxRows::whole`] rows.
     Whole,
 }
 
@@ -38,13 +51,22 @@ pub(crate) struct Cuts {
     cut_tiles: usize,
 }
 
-/// Times in units of the time of a chunk at 256 rows, in which 48 KiB come from L2: of a chunk whose weights
-/// come from memory, at the rates of `models/h100-80gb.toml`; of a tile's F32 sums, 128 KiB; of a tile's BF16
-/// outputs, 64 KiB; and of a launch, about 3 µs. No time has been measured on a GPU.
-const FROM_MEMORY: f64 = 1.08;
-const SUMS: f64 = 128.0 / 48.0;
-const OUTPUTS: f64 = 64.0 / 48.0;
-const LAUNCH: f64 = 4.0;
+/// Clocks of a multiprocessor, as `kernels/README.md` counts them at the rates of `models/h100-80gb.toml`. No
+/// time has been measured on a GPU.
+struct Clocks;
+
+impl Clocks {
+    /// A chunk of a part, whose weights come from memory.
+    const SPREAD: f64 = 1519.0;
+    /// A chunk of a whole tile, for the rows of the largest variant.
+    const WHOLE: f64 = 702.0;
+    /// A row's F32 sums of a tile, 512 bytes from or to L2.
+    const SUMS: f64 = 14.6;
+    /// A row's BF16 outputs of a tile.
+    const OUTPUTS: f64 = Self::SUMS / 2.0;
+    /// A launch, 2.5 µs.
+    const LAUNCH: f64 = 4388.0;
+}
 
 impl Cuts {
     /// Counts the cuts of a product of some tiles of `chunks` chunks.
@@ -74,20 +96,64 @@ impl Cuts {
         segments / self.parts() as f64 + segments / (self.cut_tiles as f64).max(1.0)
     }
 
-    /// Sums of a tile that a block writes and reads for each whole tile: each cut separates two segments,
-    /// between which the total is kept in memory.
-    pub(crate) fn exchanged_if_whole(&self) -> f64 {
-        2.0 * self.inside as f64 / self.tiles as f64
+    /// Pairs of a tile and tiles of rows, if tiles are whole. A cluster computes one at a time.
+    pub(crate) fn pairs(&self, row_tiles: usize) -> usize {
+        self.tiles.div_ceil(PAIR) * row_tiles
     }
 
-    /// The faster division of a product whose rows take `passes` passes over the weights if it is spread.
-    pub(crate) fn division(&self, passes: usize) -> Division {
-        let part = FROM_MEMORY * (self.tiles * self.chunks).div_ceil(self.parts()) as f64;
-        let spread = passes as f64 * (part + self.exchanged_if_spread() * SUMS + OUTPUTS + LAUNCH);
-        let tiles = (self.tiles * passes).div_ceil(PARTS) as f64;
-        let whole = tiles * (self.chunks as f64 + self.exchanged_if_whole() * SUMS + OUTPUTS) + LAUNCH;
-        if passes > 1 && whole < spread { Division::Whole } else { Division::Spread }
+    /// Clusters of a launch of whole tiles: at most one for each two multiprocessors.
+    pub(crate) fn clusters(&self, row_tiles: usize) -> usize {
+        self.pairs(row_tiles).min(PARTS / PAIR)
     }
+
+    /// Blocks of a launch of whole tiles.
+    pub(crate) fn whole_blocks(&self, row_tiles: usize) -> usize {
+        self.clusters(row_tiles) * PAIR
+    }
+
+    /// Tiles that a block of the busiest cluster computes, if tiles are whole.
+    pub(crate) fn rounds(&self, row_tiles: usize) -> usize {
+        self.pairs(row_tiles).div_ceil(self.clusters(row_tiles))
+    }
+
+    /// The faster division of a product of some rows.
+    pub(crate) fn division(&self, rows: usize, most: MaxRows) -> Division {
+        if rows <= most.whole {
+            return Division::Spread;
+        }
+        let row_tiles = rows.div_ceil(most.whole);
+        let chunks = self.tiles * self.chunks;
+        let part = Clocks::SPREAD * chunks.div_ceil(self.parts()) as f64;
+        let sums = Clocks::SUMS * self.exchanged_if_spread() + Clocks::OUTPUTS;
+        let spread = |rows: usize| part + sums * variant_rows(rows, most.spread) as f64 + Clocks::LAUNCH;
+        let spread: f64 = (0..rows).step_by(most.spread).map(|first| spread(rows - first)).sum();
+        let whole = self.rounds(row_tiles) as f64
+            * (self.chunks as f64 * Clocks::WHOLE + Clocks::OUTPUTS * most.whole as f64);
+        // Weights come from memory once.
+        let whole = whole.max(Clocks::SPREAD * chunks as f64 / PARTS as f64) + Clocks::LAUNCH;
+        if whole < spread { Division::Whole } else { Division::Spread }
+    }
+}
+
+/// Shared memory of a block: the largest that the kernel asks for, its part for barriers, and the largest
+/// number of stages in the rest.
+const SHARED_BYTES: usize = 220 << 10;
+const BARRIER_BYTES: usize = 256;
+const MAX_STAGES: usize = 12;
+
+/// Bytes of a stage: a chunk of weights, and `input_chunks` chunks of the inputs of `rows` rows.
+const fn stage_bytes(input_chunks: usize, rows: usize) -> usize {
+    (TILE + input_chunks * rows) * CHUNK
+}
+
+/// Chunks of weights that a block has in shared memory at a time.
+pub(crate) fn stages(input_chunks: usize, rows: usize) -> usize {
+    MAX_STAGES.min((SHARED_BYTES - BARRIER_BYTES) / stage_bytes(input_chunks, rows))
+}
+
+/// Bytes of shared memory of a block.
+pub(crate) fn shared_bytes(input_chunks: usize, rows: usize) -> usize {
+    stages(input_chunks, rows) * stage_bytes(input_chunks, rows) + BARRIER_BYTES
 }
 
 /// Rows of the smallest kernel variant that takes `rows` rows, or of the largest variant, which has `most`.

@@ -110,14 +110,16 @@ struct Invariance {
     alone: &'static [usize],
 }
 
-/// The first covers the row tiles of the CPU and the smaller kernels. In the second and third, 300 rows are
-/// more than a kernel of the GPU computes at once: whole tiles, which are cut along K, and parts spread over
-/// blocks. In the fourth some parts have more chunks than others.
-const INVARIANCE: [Invariance; 4] = [
+/// The first covers the row tiles of the CPU and the smaller kernels. For the 300 rows of the second and
+/// third, blocks of the GPU compute whole tiles, which are cut along K: two tiles, and one without a second
+/// of its pair. In the fourth some parts have more chunks than others. In the fifth a cluster of blocks
+/// computes several pairs of tiles.
+const INVARIANCE: [Invariance; 5] = [
     Invariance { out: 200, input: 576, rows: 41, alone: &[1, 2, 3, 4, 5, 8, 9, 12, 13, 16, 17, 32, 33, 40] },
     Invariance { out: 200, input: 576, rows: 300, alone: &[1, 44, 64, 65, 128, 129, 256, 257] },
     Invariance { out: 72, input: 2560, rows: 300, alone: &[1, 7, 20, 100, 256, 299] },
     Invariance { out: 520, input: 4096, rows: 20, alone: &[1, 9] },
+    Invariance { out: 5900, input: 128, rows: 300, alone: &[20, 128] },
 ];
 
 #[test]

@@ -14,6 +14,7 @@
 #include "../../kernels/host/multiply.cpp"
 #include "../../kernels/host/numbers.cpp"
 #include "../../kernels/host/products.cpp"
+#include "cluster.h"
 #include "pipeline.h"
 
 namespace {
@@ -222,6 +223,7 @@ std::string in_registers(bool descending) {
 }
 
 #define E4M3(fault, expected) {#fault, expected, e4m3<fault>}
+#define CLUSTER(fault, expected) {"cluster: " #fault, expected, in_cluster<ClusterFault::fault>}
 #define IN_REGISTERS(fault, expected) {#fault " (registers)", expected, in_registers<fault>}
 constexpr Case cases[] = {
     {"E4M3", "right", products<Kind::e4m3>},
@@ -273,6 +275,19 @@ constexpr Case cases[] = {
     E4M3(TOO_MANY_REGISTERS, "more registers than a multiprocessor has"),
     E4M3(GROUP_TOO_LARGE, "group_sync of id 1: 128 of 256 threads have arrived"),
     E4M3(GROUP_OF_NO_ID, "group_sync with an id that is not 1 to 15"),
+    CLUSTER(none, "right"),
+    CLUSTER(no_sync_at_start, "a barrier "),
+    CLUSTER(no_sync_at_end, "a block "),
+    CLUSTER(sync_of_one_warp, "a cluster_sync that some threads never reach"),
+    CLUSTER(no_release_of_the_other, "a copy into the target of a copy in flight"),
+    CLUSTER(early_release_of_the_other, "a copy into the target of a copy in flight"),
+    CLUSTER(release_of_no_block, "an arrival at a block that the cluster does not have"),
+    CLUSTER(copy_to_no_block, "a copy to no block, or to one that the cluster does not have"),
+    CLUSTER(copy_to_one_block, "a deadlock"),
+    CLUSTER(static_barrier, "an access to another block outside of dynamic shared memory"),
+    CLUSTER(odd_grid, "a grid that is not of whole clusters"),
+    CLUSTER(copy_before_wait, "a copy before wait_for_earlier"),
+    CLUSTER(no_wait_of_a_warp, "a thread ended without wait_for_earlier"),
 };
 
 // Runs a case in a process of its own and returns what it writes.

@@ -15,7 +15,8 @@ pub(super) const MAX_SHARED: usize = 220 << 10;
 /// Bytes of the largest parameters of a kernel.
 pub(super) const MAX_PARAMS: usize = 512;
 
-/// A kernel and its launch configuration.
+/// A kernel and its launch configuration. Kernels for clusters say themselves how many blocks a cluster has
+/// (`KERNEL_CLUSTER` in `kernels/ptx.cuh`).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Launch {
     /// The kernel's name without the prefix `octant_` of its symbol.

@@ -26,6 +26,8 @@ struct HostLaunch {
     threads: u32,
     shared_bytes: u32,
     descending: u32,
+    cluster: u32,
+    overlaps: u32,
 }
 
 /// Alignment of device memory: the least that kernels need. With a larger one AddressSanitizer would miss
@@ -319,6 +321,10 @@ impl Kernels {
             let missing = |e: libloading::Error| error(launch.kernel, e.to_string());
             (kernel.map_err(missing)?, entry.map_err(missing)?)
         };
+        // A word that kernels for clusters have: the number of blocks of a cluster.
+        let symbol = format!("{}_cluster\0", symbol.trim_end_matches('\0'));
+        // SAFETY: in the library every symbol of such a name is a constant word.
+        let cluster = unsafe { self.library.get::<*const u32>(symbol.as_bytes()).map_or(1, |word| **word) };
         let name = CString::new(launch.kernel).map_err(|e| error(launch.kernel, e.to_string()))?;
         let launch = HostLaunch {
             name: name.as_ptr(),
@@ -328,6 +334,8 @@ impl Kernels {
             threads: launch.threads,
             shared_bytes: launch.shared as u32,
             descending: u32::from(self.descending),
+            cluster,
+            overlaps: 1,
         };
         // SAFETY: the parameters are valid by this function's contract.
         unsafe { entry(&launch) };

@@ -4,9 +4,7 @@ use std::ops::Range;
 
 use super::peers::MAX_RANKS;
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
-use crate::device::product_tiles::{
-    CHUNK, Cuts, Division, MAX_ROWS, MAX_ROWS_WIDENED, PARTS, TILE, variant_rows,
-};
+use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, shared_bytes, variant_rows};
 use crate::device::{DeviceError, FloatType, Layout};
 
 /// `OutputRows` of `kernels/linear.cu`.
@@ -34,17 +32,14 @@ struct LinearParams {
     tiles: u32,
     chunks: u32,
     parts: u32,
-    whole: u32,
+    row_tiles: u32,
     out_bf16: u32,
 }
 const _: () = assert!(size_of::<LinearParams>() == 176);
 
 const THREADS: usize = 384;
-/// Shared memory for stages: the largest that the kernel asks for, and the largest number of stages.
-const SHARED_BYTES: usize = 220 << 10;
-const MAX_STAGES: usize = 12;
 /// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
-pub(super) const SCRATCH_BYTES: usize = 2 * PARTS * TILE * MAX_ROWS * 4;
+pub(super) const SCRATCH_BYTES: usize = 2 * PARTS * TILE * MaxRows::EQUAL.spread * 4;
 
 /// Sums of segments of tiles that are cut between blocks.
 #[derive(Debug, Default)]
@@ -126,10 +121,10 @@ pub(super) fn run_to(cuda: &Cuda, x: &Acts, w: &Matrix, target: &Target) -> Resu
     assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
     let most = types.max_rows();
-    match Cuts::new(w.tiles(), w.chunks()).division(x.rows.div_ceil(most)) {
+    match Cuts::new(w.tiles(), w.chunks()).division(x.rows, most) {
         Division::Whole => launch(cuda, x, w, target, 0..x.rows, Division::Whole),
-        Division::Spread => (0..x.rows).step_by(most).try_for_each(|first| {
-            launch(cuda, x, w, target, first..x.rows.min(first + most), Division::Spread)
+        Division::Spread => (0..x.rows).step_by(most.spread).try_for_each(|first| {
+            launch(cuda, x, w, target, first..x.rows.min(first + most.spread), Division::Spread)
         }),
     }
 }
@@ -146,13 +141,14 @@ pub(super) fn launch(
     let scratch = &cuda.scratch().linear;
     let made = "the scratch was grown when the matrix was made";
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
-    let Variant { kernel, rows: most } = types.variant(rows.len());
-    let parts = PARTS.min(w.tiles() * w.chunks());
+    let Variant { kernel, rows: most } = types.variant(rows.len(), division);
+    let cuts = Cuts::new(w.tiles(), w.chunks());
+    let row_tiles = rows.len().div_ceil(most);
     // The kernel computes the cuts in 32 bits.
     assert!(w.tiles() * w.chunks() <= u32::MAX as usize / PARTS, "a [{}, {}] product", w.out, w.input);
     let blocks = match division {
-        Division::Spread => parts,
-        Division::Whole => PARTS.min(w.tiles() * rows.len().div_ceil(most)),
+        Division::Spread => cuts.parts(),
+        Division::Whole => cuts.whole_blocks(row_tiles),
     };
     let params = LinearParams {
         // A row is at the same place in every chunk.
@@ -168,12 +164,11 @@ pub(super) fn launch(
         x_rows: x.chunk_rows() as u32,
         tiles: w.tiles() as u32,
         chunks: w.chunks() as u32,
-        parts: parts as u32,
-        whole: u32::from(division == Division::Whole),
+        parts: cuts.parts() as u32,
+        row_tiles: row_tiles as u32,
         out_bf16: u32::from(target.float_type == FloatType::Bf16),
     };
-    let stage = TILE * CHUNK + types.x_chunks() * most * CHUNK;
-    let shared = stage * MAX_STAGES.min(SHARED_BYTES / stage);
+    let shared = shared_bytes(types.x_chunks(), most);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };
     // SAFETY: shapes have been checked, and the scratch was grown for the matrix.
     unsafe { cuda.driver.launch(launch, &params) }
@@ -207,19 +202,33 @@ impl Types {
         if self.x_bf16 && !self.w_bf16 { 2 } else { 1 }
     }
 
-    /// Rows of the largest variant.
-    fn max_rows(self) -> usize {
-        if self.x_chunks() == 2 { MAX_ROWS_WIDENED } else { MAX_ROWS }
+    /// Rows of the largest variants.
+    fn max_rows(self) -> MaxRows {
+        if self.x_chunks() == 2 { MaxRows::WIDENED } else { MaxRows::EQUAL }
     }
 
-    /// All variants of these types, the smallest first.
+    /// All variants of these types that spread the work, the smallest first.
     pub(super) fn variants(self) -> Vec<Variant> {
-        let sizes = [8, 16, 32, 64, 128, 256].into_iter().filter(|rows| *rows <= self.max_rows());
-        sizes.map(|rows| self.variant(rows)).collect()
+        let sizes = [8, 16, 32, 64, 128, 256].into_iter().filter(|rows| *rows <= self.max_rows().spread);
+        sizes.map(|rows| self.variant(rows, Division::Spread)).collect()
     }
 
-    /// The smallest variant that takes `rows` rows, or else the largest variant.
-    fn variant(self, rows: usize) -> Variant {
+    /// The variant that computes whole tiles.
+    pub(super) fn whole(self) -> Variant {
+        let kernel = match (self.w_bf16, self.x_bf16) {
+            (false, false) => "linear_e4m3_whole",
+            (false, true) => "linear_e4m3_bf16_whole",
+            (true, _) => "linear_bf16_whole",
+        };
+        Variant { kernel, rows: self.max_rows().whole }
+    }
+
+    /// The variant of a division: of those that spread the work the smallest that takes `rows` rows, or else
+    /// the largest.
+    fn variant(self, rows: usize, division: Division) -> Variant {
+        if division == Division::Whole {
+            return self.whole();
+        }
         macro_rules! variant {
             ($n:literal) => {
                 Variant {
@@ -232,7 +241,7 @@ impl Types {
                 }
             };
         }
-        match variant_rows(rows, self.max_rows()) {
+        match variant_rows(rows, self.max_rows().spread) {
             8 => variant!(8),
             16 => variant!(16),
             32 => variant!(32),

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::linear::{self, RowsOfRank, Target, Types};
 use super::matrix::{CHUNK, pack_row};
 use super::{Acts, Cuda, Floats, Matrix, MatrixBuilder};
-use crate::device::product_tiles::{Division, MAX_ROWS};
+use crate::device::product_tiles::{Division, MaxRows};
 use crate::device::{ActQuant, Device, DeviceError, FloatType, HostRows, MatrixData, MatrixShape, fp8};
 use crate::random::Random;
 
@@ -14,9 +14,11 @@ use crate::random::Random;
 const OUT: usize = 136;
 /// Inputs: 15 chunks of E4M3, more than a block has stages. The last chunk is not full.
 const INPUT: usize = 1808;
+/// Rows: those of the largest variant.
+const ROWS: usize = MaxRows::EQUAL.spread;
 /// The first row that the kernel stores elsewhere, as it does for ranks that sum rows. Every launch has rows
 /// before and after it.
-const SPLIT: usize = MAX_ROWS - 4;
+const SPLIT: usize = ROWS - 4;
 /// The largest operand. The sum of a chunk is at most 2^13, so that it is exact also in tensor cores that
 /// keep 13 fraction bits.
 const LARGEST: u64 = 8;
@@ -35,10 +37,13 @@ fn check_variants(cuda: &Cuda) -> Result<(), DeviceError> {
         let test = Test::new(cuda, types, &operands)?;
         for variant in types.variants() {
             // The last rows, as many as the variant takes at a time, and one less.
-            let (end, first) = (MAX_ROWS, MAX_ROWS - variant.rows);
+            let (end, first) = (ROWS, ROWS - variant.rows);
             test.check(first..end, Division::Spread, variant.kernel)?;
-            test.check(first..end - 1, Division::Whole, variant.kernel)?;
+            test.check(first..end - 1, Division::Spread, variant.kernel)?;
         }
+        // Several tiles of rows, of which the last is not full.
+        let whole = types.whole();
+        test.check(ROWS - 2 * whole.rows..ROWS - 1, Division::Whole, whole.kernel)?;
     }
     Ok(())
 }
@@ -59,7 +64,7 @@ impl Operands {
         let mut integers = |len: usize| -> Vec<i16> {
             (0..len).map(|_| (random.bits() % (2 * LARGEST + 1)) as i16 - LARGEST as i16).collect()
         };
-        let (w, x) = (integers(OUT * INPUT), integers(MAX_ROWS * INPUT));
+        let (w, x) = (integers(OUT * INPUT), integers(ROWS * INPUT));
         let sum = |x: &[i16], w: &[i16]| -> i32 {
             x.iter().zip(w).map(|(x, w)| i32::from(*x) * i32::from(*w)).sum()
         };
@@ -88,8 +93,8 @@ struct Test<'a> {
 impl<'a> Test<'a> {
     fn new(cuda: &'a Cuda, types: Types, operands: &Operands) -> Result<Self, DeviceError> {
         let out = |float_type| {
-            let mut out = cuda.floats_of(float_type, MAX_ROWS + 1, OUT)?;
-            out.set_rows(MAX_ROWS + 1);
+            let mut out = cuda.floats_of(float_type, ROWS + 1, OUT)?;
+            out.set_rows(ROWS + 1);
             Ok(out)
         };
         let outs = [out(FloatType::F32)?, out(FloatType::Bf16)?];
@@ -117,13 +122,13 @@ impl<'a> Test<'a> {
         kernel: &'static str,
     ) -> Result<(), DeviceError> {
         let unwritten = f32::NAN;
-        out.data.write(&vec![unwritten; (MAX_ROWS + 1) * OUT])?;
+        out.data.write(&vec![unwritten; (ROWS + 1) * OUT])?;
         // As if two ranks summed the rows. Those of the second are stored one row later.
         let first = RowsOfRank { base: out.data.address(), end: SPLIT };
-        let second = RowsOfRank { base: first.base + out.row_bytes() as u64, end: MAX_ROWS };
+        let second = RowsOfRank { base: first.base + out.row_bytes() as u64, end: ROWS };
         let target = Target::of_ranks(out, [first, second]);
         linear::launch(self.cuda, &self.x, &self.w, &target, rows.clone(), division)?;
-        for (index, got) in out.data.read((MAX_ROWS + 1) * OUT)?.into_iter().enumerate() {
+        for (index, got) in out.data.read((ROWS + 1) * OUT)?.into_iter().enumerate() {
             let (stored, output) = (index / OUT, index % OUT);
             let row = if stored > SPLIT { stored - 1 } else { stored };
             let expected = match stored != SPLIT && rows.contains(&row) {
@@ -171,18 +176,18 @@ fn weights(cuda: &Cuda, is_bf16: bool, integers: &[i16]) -> Result<Matrix, Devic
 
 /// Inputs that the host packs, so that no other kernel is involved.
 fn inputs(cuda: &Cuda, is_bf16: bool, integers: &[i16]) -> Result<Acts, DeviceError> {
-    let mut acts = cuda.acts(MAX_ROWS, INPUT)?;
+    let mut acts = cuda.acts(ROWS, INPUT)?;
     let quant = if is_bf16 { ActQuant::Bf16 } else { ActQuant::Fp8PerToken };
-    let _target = acts.target(MAX_ROWS, quant);
+    let _target = acts.target(ROWS, quant);
     let bytes: Vec<u8> = match is_bf16 {
         true => bytemuck::cast_slice(&bf16(integers)).to_vec(),
         false => e4m3(integers),
     };
     let mut packed = vec![0; acts.chunks() * acts.chunk_rows() * CHUNK];
-    for (index, row) in bytes.chunks_exact(bytes.len() / MAX_ROWS).enumerate() {
+    for (index, row) in bytes.chunks_exact(bytes.len() / ROWS).enumerate() {
         pack_row(row, index, acts.chunk_rows(), &mut packed);
     }
     acts.values.write(0, &packed)?;
-    acts.scales.write(0, &(0..MAX_ROWS).map(scale).collect::<Vec<_>>())?;
+    acts.scales.write(0, &(0..ROWS).map(scale).collect::<Vec<_>>())?;
     Ok(acts)
 }

@@ -149,12 +149,12 @@ fn every_setting_changes_the_plan() {
     let smaller = differs(&["--gpu-memory-utilization", "0.8"], "/kv/0/blocks");
     assert_eq!(smaller["available"], (((81_559_u64 << 20) - 600_000_000) as f64 * 0.8) as u64);
     differs(&["--quantization", "none"], "/kv/0/decode/0/terms/products");
-    // In steps of 512 tokens cuBLASLt is not faster for any product.
+    // By the counts cuBLASLt is not faster for any product of this model; it takes scratch memory.
     let long = ["--tp", "8", "--max-num-batched-tokens", "2048"];
     let (own, library) =
         (json(&dir, &long), json(&dir, &[&long[..], &["--deterministic", "false"]].concat()));
     let seconds = |report: &Value| of(report, "/kv/0/prefill/1/seconds");
-    assert!(seconds(&library) < seconds(&own), "{} {}", seconds(&library), seconds(&own));
+    assert_eq!(seconds(&library), seconds(&own));
     differs(&["--deterministic", "false"], "/kv/0/scratch");
     let listed = differs(&["--batch", "3,5", "--context", "77", "--prefill", "9"], "/kv/0/decode/0/batch");
     let steps = listed["kv"][1]["decode"].as_array().unwrap();

@@ -38,12 +38,12 @@ fn all_reduce_times_are_interpolated() {
 fn weights_are_read_once_per_256_rows_or_once_in_all() {
     let cost = cost(KvDtype::Fp8, bare(3e12, 1e15));
     let once = decode(&cost, 1, 64).weights;
-    // The blocks of 1,024 rows compute whole tiles of QKV, of the attention output and of the second MLP
+    // The blocks of 512 rows compute whole tiles of QKV, of the attention output and of the second MLP
     // product, [2688, 18432], [18432, 2304] and [18432, 9216], and share the chunks of the first MLP product,
-    // [9216, 18432]. Those of 2,048 rows compute whole tiles of all.
+    // [9216, 18432]. Those of 257 and of 2,048 rows compute whole tiles of all.
     let all: f64 = [2688.0 * 18432.0, 18432.0 * 2304.0, 2.0 * 9216.0 * 18432.0].iter().sum();
     let shared = 9216.0 * 18432.0 / all;
-    for (rows, times) in [(256, 1.0), (257, 2.0), (1024, 4.0 * shared + 1.0 - shared), (2048, 1.0)] {
+    for (rows, times) in [(256, 1.0), (257, 1.0), (512, 2.0 * shared + 1.0 - shared), (2048, 1.0)] {
         let step = cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]);
         assert!((step.weights / once / times - 1.0).abs() < 1e-9, "{rows}: {}", step.weights / once);
     }
@@ -55,7 +55,15 @@ fn staged_bytes_are_those_of_the_kernel() {
         |tokens| cost(KvDtype::Fp8, bare(3e12, 1e15)).step([RowShape { tokens, position: 0, logits: 0 }]);
     // Chunks of 128 outputs and 128 bytes: 21 x 144 + 144 x 18 + 72 x 144 + 144 x 72.
     let chunks = 96.0 * (3024 + 2592 + 10_368 + 10_368) as f64;
-    for (rows, copied) in [(1, 16384 + 8 * 128), (100, 16384 + 104 * 128), (256, 49152), (2048, 8 * 49152)] {
+    // Whole tiles: of the inputs a block copies half.
+    let whole = |rows: i32, tiles| tiles * 16384 + rows * 64;
+    for (rows, copied) in [
+        (1, 16384 + 8 * 128),
+        (100, 16384 + 104 * 128),
+        (256, 49152),
+        (300, whole(304, 3)),
+        (2048, whole(2048, 16)),
+    ] {
         let bytes = step(rows).staging * 1e18;
         assert!((bytes / (chunks * f64::from(copied)) - 1.0).abs() < 1e-9, "{rows}: {bytes}");
     }
@@ -93,11 +101,32 @@ fn shares_are_looked_up_by_kernel_limit_and_rows() {
     let of = |rows| h100.share(Kernel::Linear, Limit::Memory, rows);
     assert_eq!((of(1), of(32), of(33), of(128), of(9999)), (0.813, 0.813, 0.746, 0.746, 0.746));
     assert_eq!(bare(1e12, 1e15).share(Kernel::Linear, Limit::Memory, 1), 1.0);
-    // No rate is above what kernels/README.md counts: 48 KiB per 8.39 MFLOP from L2.
-    let most = h100.l2 / f64::from(48 << 10) * f64::from(2 * 128 * 128 * 256);
+    // No rate is above what kernels/README.md counts: 24 KiB per 4.19 MFLOP from L2.
+    let most = h100.l2 / f64::from(24 << 10) * f64::from(2 * 128 * 128 * 128);
     let step = cost(KvDtype::Fp8, h100).step([RowShape { tokens: 8192, position: 0, logits: 0 }]);
     let flop = 2.0 * 8192.0 * 96.0 * 431.751168e6;
     assert!(flop / (step.staging + step.cuts) <= most, "{}", flop / (step.staging + step.cuts));
+}
+
+#[test]
+fn products_read_weights_while_ranks_add_few_rows() {
+    let h100 = h100();
+    let cost = cost(KvDtype::Fp8, h100.clone());
+    let reduce = |rows: u32| cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).reduce;
+    let sums = |rows: u32| {
+        let elements = f64::from(rows * 18432);
+        let seconds = |each: f64| h100.all_reduce_seconds(each * elements);
+        191.0 * seconds(2.0) + seconds(4.0) + seconds(3.0)
+    };
+    // QKV and the first MLP product: 12 stages of 16 KiB on each multiprocessor but one per row.
+    for rows in [1, 4] {
+        let bytes = f64::from((132 - rows) * 12 * (16 << 10));
+        let early = 0.8 * 96.0 * 2.0 * bytes / (3.35e12 * 0.813);
+        assert!((sums(rows) - early - reduce(rows)).abs() < 1e-9, "{rows}: {}", reduce(rows));
+    }
+    // One multiprocessor for each of 132 rows: none is free.
+    let two_shot = 191.0 * h100.all_reduce_seconds(1.5 * f64::from(132 * 18432));
+    assert!(reduce(132) > two_shot && reduce(131) < reduce(132));
 }
 
 #[test]

@@ -7,17 +7,17 @@ mod pinned;
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::CUdevice_attribute_enum::{
     CU_DEVICE_ATTRIBUTE_PCI_BUS_ID, CU_DEVICE_ATTRIBUTE_PCI_DEVICE_ID, CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,
 };
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+use cudarc::driver::sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
 use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-use cudarc::driver::{
-    CudaContext, CudaFunction, CudaGraph, CudaStream, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
-    result, sys,
-};
+use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
 use super::backend::{Backend, HostCopy, Launch, MAX_PARAMS, MAX_SHARED, ProductLibrary};
@@ -39,6 +39,9 @@ struct Gpu {
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     library: Option<CublasLt>,
+    /// Whether another rank runs on the same GPU. Then no kernel starts before earlier ones have ended: it
+    /// would take the multiprocessors of the other rank, which an earlier kernel of this rank waits for.
+    is_shared: AtomicBool,
 }
 
 impl Cuda {
@@ -55,9 +58,6 @@ impl Cuda {
 /// A copy of a kernel's parameters. The driver reads the number of bytes that the kernel's parameters have.
 #[repr(C, align(16))]
 struct Params([u8; MAX_PARAMS]);
-
-// SAFETY: plain bytes, with the layout of the kernel's argument by the contract of `Backend::launch`.
-unsafe impl DeviceRepr for Params {}
 
 impl Gpu {
     /// Opens a GPU and loads the kernels, and cuBLASLt if it is wanted and installed.
@@ -91,7 +91,8 @@ impl Gpu {
         }
         let library = if wants_library { CublasLt::open(&context, &stream)? } else { None };
         let staging = Mutex::new(Staging::new(&context).map_err(|e| driver("pinned memory", e))?);
-        Ok(Self { ordinal, context, stream, kernels, staging, library })
+        let is_shared = AtomicBool::new(false);
+        Ok(Self { ordinal, context, stream, kernels, staging, library, is_shared })
     }
 
     /// The GPU behind a backend, unless that runs on the host.
@@ -125,6 +126,10 @@ impl Backend for Gpu {
         const OP: &str = "peer access";
         let other = Self::behind(other).ok_or_else(|| error(OP, "the other rank runs on the host"))?;
         if self.ordinal == other.ordinal {
+            if !ptr::eq(self, other) {
+                self.is_shared.store(true, Ordering::Relaxed);
+                other.is_shared.store(true, Ordering::Relaxed);
+            }
             return Ok(());
         }
         self.enter(OP)?;
@@ -217,21 +222,44 @@ impl Backend for Gpu {
         Ok(Box::new(PinnedCopy { pinned, context: self.context.clone(), stream: self.stream.clone() }))
     }
 
+    /// Kernels of one stream may start before the kernel before them has ended, and wait for it themselves
+    /// ("programmatic dependent launch"), also in a captured graph.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
         let op = launch.kernel;
         let kernel = self.kernels.get(op).ok_or_else(|| error(op, "this binary has no such kernel"))?;
+        self.enter(op)?;
         let [x, y, z] = launch.grid.map(|n| n as u32);
-        let config = LaunchConfig {
-            grid_dim: (x, y, z),
-            block_dim: (launch.threads, 1, 1),
-            shared_mem_bytes: launch.shared as u32,
+        let overlaps = i32::from(!self.is_shared.load(Ordering::Relaxed));
+        let mut attribute = sys::CUlaunchAttribute {
+            id: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: overlaps },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.shared as u32,
+            hStream: self.stream.cu_stream(),
+            attrs: &raw mut attribute,
+            numAttrs: 1,
         };
         let mut copy = Params([0; MAX_PARAMS]);
         copy.0[..params.len()].copy_from_slice(params);
-        let mut builder = self.stream.launch_builder(kernel);
-        builder.arg(&copy);
-        // SAFETY: by this function's contract.
-        unsafe { builder.launch(config) }.map(|_no_events| ()).map_err(|e| driver(op, e))
+        let mut arguments = [(&raw mut copy).cast::<std::ffi::c_void>()];
+        // SAFETY: by this function's contract; the driver copies the configuration and the parameters.
+        let launched = unsafe {
+            sys::cuLaunchKernelEx(
+                &raw const config,
+                kernel.cu_function(),
+                arguments.as_mut_ptr(),
+                ptr::null_mut(),
+            )
+        };
+        launched.result().map_err(|e| driver(op, e))
     }
 
     /// Captures the calling thread's launches as a CUDA graph.

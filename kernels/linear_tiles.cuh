@@ -1,0 +1,75 @@
+// How linear.cu divides a product between blocks: into tiles of outputs, chunks along K, parts and segments.
+// src/device/product_tiles.rs has the same cuts.
+#pragma once
+
+#include "wgmma.cuh"
+
+// Blocks of a cluster that computes whole tiles.
+constexpr uint32_t PAIR = 2;
+
+// Chunks of one tile that are added one after the other, for the rows from `row` on.
+struct Segment {
+    uint32_t tile;
+    uint32_t row;
+    uint32_t begin;
+    uint32_t end;
+};
+
+struct Tiles {
+    // Tiles of outputs, and chunks of each.
+    uint32_t outputs;
+    uint32_t chunks;
+    // Parts that the chunks of all tiles are cut into.
+    uint32_t parts;
+    // Tiles of rows, if each block computes whole tiles.
+    uint32_t rows;
+
+    DEVICE_MEMBER uint32_t first_of(uint32_t part) const { return part * (outputs * chunks) / parts; }
+    DEVICE_MEMBER uint32_t part_of(uint32_t at) const {
+        return ((at + 1) * parts - 1) / (outputs * chunks);
+    }
+    // Where the segment that begins at a chunk of a tile ends.
+    DEVICE_MEMBER uint32_t end_of(uint32_t tile, uint32_t begin) const {
+        const uint32_t start = tile * chunks;
+        return min(chunks, first_of(part_of(start + begin) + 1) - start);
+    }
+};
+
+// The segments of a block that computes a part, in order. Every thread that needs them has its own.
+struct Part {
+    const Tiles& tiles;
+    // The next chunk, and the part's end.
+    uint32_t chunk, stop;
+
+    explicit DEVICE_MEMBER Part(const Tiles& tiles) : tiles(tiles) {
+        chunk = tiles.first_of(blockIdx.x);
+        stop = tiles.first_of(blockIdx.x + 1);
+    }
+
+    // False if there are no more.
+    DEVICE_MEMBER bool next(Segment& segment) {
+        if (chunk == stop) return false;
+        const uint32_t tile = chunk / tiles.chunks, begin = chunk - tile * tiles.chunks;
+        segment = {tile, 0, begin, tiles.end_of(tile, begin)};
+        chunk += segment.end - begin;
+        return true;
+    }
+};
+
+// The whole tiles of a block, in order, for N rows each: one tile of each pair, for all tiles of rows. If the
+// number of tiles is odd, the last pair lacks its second tile.
+template <uint32_t N>
+struct WholeTiles {
+    const Tiles& tiles;
+    uint32_t item;
+
+    explicit DEVICE_MEMBER WholeTiles(const Tiles& tiles) : tiles(tiles), item(blockIdx.x / PAIR) {}
+
+    // The next tile, with all of its chunks. False if there are no more.
+    DEVICE_MEMBER bool next(Segment& tile) {
+        if (item >= (tiles.outputs + 1) / PAIR * tiles.rows) return false;
+        tile = {item / tiles.rows * PAIR + cluster_rank(), item % tiles.rows * N, 0, tiles.chunks};
+        item += gridDim.x / PAIR;
+        return true;
+    }
+};
