@@ -128,6 +128,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--at-once", default="1,4,16")
+    parser.add_argument("--tasks", help="only these, separated by commas")
     parser.add_argument("--json")
     parser.add_argument("flags", nargs="*")
     args = parser.parse_args()
@@ -137,6 +138,8 @@ def main():
     print("| task | requests at once | off, tokens/s | ngram, tokens/s | ratio | drafts accepted |")
     print("|---|---|---|---|---|---|")
     for task, bodies in tasks().items():
+        if args.tasks and task not in args.tasks.split(","):
+            continue
         bodies = [{**body, "model": "m", "max_tokens": args.max_tokens} for body in bodies]
         for at_once in map(int, args.at_once.split(",")):
             several = bodies * max(1, at_once // len(bodies))

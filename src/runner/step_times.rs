@@ -67,8 +67,10 @@ pub(crate) fn measure_step_times(
 /// Runs a step that samples after each of its rows.
 fn run(executor: &mut dyn Executor, kind: Kind) -> Result<Duration, EngineError> {
     let Kind { rows, context, .. } = kind;
+    // Random choices take longer than greedy ones.
+    let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::greedy() };
     let start = SlotStart {
-        sampling: SamplingParams::greedy().into(),
+        sampling: sampling.into(),
         prompt_len: 1,
         tokens: vec![0],
         prompt_logprobs: None,

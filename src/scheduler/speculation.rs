@@ -21,9 +21,9 @@ use super::step_times::StepTimes;
 
 /// The most drafts of a row.
 pub const MAX_DRAFTS: usize = 16;
-/// The least expected gain in tokens per second. A smaller one would be lost again, since with one step in
-/// flight the device waits for the host.
-const LEAST_GAIN: f64 = 1.05;
+/// The least expected gain in tokens per second. A smaller one would be lost again: with one step in flight
+/// the device waits for the host, and chances and times are estimates.
+const LEAST_GAIN: f64 = 1.08;
 /// A step has at most this many drafts and one for each slot, so that all its samples fit into the sampling
 /// launches that a runner has room for (`samples` in `src/model/workspace.rs`).
 const SPARE_SAMPLES: usize = 64;
@@ -91,8 +91,11 @@ impl Scheduler {
         let prompts = (self.unfed_tokens() + self.waiting_tokens).min(budget - decodes);
         let times = &self.step_times;
         let context: usize = self.decoding().map(Sequence::len).sum();
-        let attention = times.first_row * context as f64;
-        let seconds = |drafts: usize| attention + times.seconds((decodes + prompts + drafts).min(budget));
+        // Prompts have to be computed in any case, so their time is none of generating. A draft must be cheaper
+        // than a later step without prompts, which would generate the token as well.
+        let of_prompts = times.seconds(decodes + prompts) - times.seconds(decodes);
+        let others = times.first_row * context as f64 - of_prompts;
+        let seconds = |drafts: usize| others + times.seconds(decodes + prompts + drafts);
         let needed = decodes as f64 / seconds(0) * LEAST_GAIN;
         // Drafts that are all accepted.
         let can_pay = |drafts: usize| (decodes + drafts) as f64 / seconds(drafts) >= needed;

@@ -104,6 +104,29 @@ fn a_large_batch_feeds_no_drafts() {
     }
 }
 
+/// A step that computes a prompt of 60 tokens takes long, and a draft still costs as much as it does without.
+/// It would bring less than a later step of all sequences does.
+#[test]
+fn drafts_do_not_pay_because_a_prompt_makes_the_step_longer() {
+    for (each, pays) in [(0.01, true), (1.0, false)] {
+        let sizes = SchedulerConfig { max_num_seqs: 8, num_blocks: 64, ..speculating() };
+        let mut bench = Bench::new(sizes);
+        bench.scheduler.set_step_times(times(1.0, each));
+        (0..7).for_each(|first| _ = bench.submit(repetitive(first, 400)));
+        let mut with_prompt = 0;
+        for round in 0..50 {
+            if round > 10 && round % 4 == 0 {
+                bench.submit(request((0..57).map(|i| (i * 7 + round) % 90).collect(), 1));
+            }
+            let plan = bench.step();
+            let has_prompt = plan.rows.iter().any(|row| row.tokens.len() > 20);
+            let drafts: usize = plan.rows.iter().map(|row| row.drafts).sum();
+            with_prompt += if has_prompt { drafts } else { 0 };
+        }
+        assert_eq!(with_prompt > 0, pays, "{with_prompt} drafts beside prompts, {each} s for each row");
+    }
+}
+
 /// After a long context a further row costs as much as the first one.
 #[test]
 fn a_long_context_makes_drafts_cost_more() {
