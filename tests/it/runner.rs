@@ -69,6 +69,7 @@ fn runner_with(
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 2, heads: config.heads, dtype: KvDtype::Fp8 },
+        draft: None,
         max_num_seqs: 1,
         max_num_batched_tokens: 8,
         vocab: config.vocab,
