@@ -274,8 +274,8 @@ pub struct SimulateArgs {
         value_name = "off|ngram|DIR|NAME",
         value_parser = speculate(),
         help = or_recorded(
-            "Speculative decoding: off, ngram, or a draft model, whose config.json is read; drafts are chosen \
-             by the cost model's step times",
+            "Speculative decoding: off, ngram, or a draft model, of which config.json is read; drafts are \
+             chosen by the cost model's step times",
             "off"
         )
     )]

@@ -17,7 +17,7 @@ pub(crate) struct PreparedDraft {
     pub(crate) dir: PathBuf,
     /// The architecture. Its longest sequence is at most the model's.
     pub(crate) model: ModelConfig,
-    /// What each rank needs for it.
+    /// The memory that each rank needs for it.
     pub(crate) needs: MemoryNeeds,
 }
 
@@ -75,8 +75,8 @@ impl PreparedDraft {
         Ok(Some(Self { dir: dir.clone(), model: draft, needs }))
     }
 
-    /// Checks that the draft model's token ids mean what those of the model mean. `vocab` is the number of ids
-    /// that the model uses. A directory without a tokenizer is taken to have the model's.
+    /// Checks that the draft model's token ids mean what those of the model mean. `vocab` is the number of
+    /// ids that the model uses. A directory without a tokenizer is taken to have the model's.
     ///
     /// # Errors
     /// The vocabularies or the tokenizers differ; the error names both directories.
@@ -103,7 +103,8 @@ impl PreparedDraft {
         };
         if let Some(id) = (0..ids).find(differs) {
             anyhow::bail!(
-                "the draft model {own} has another tokenizer than {other}: token {id} is {:?} there and {:?} here",
+                "the draft model {own} has another tokenizer than {other}: token {id} is {:?} there and {:?} \
+                 here",
                 drafts.token_str(id),
                 tokenizer.token_str(id)
             );
@@ -111,10 +112,11 @@ impl PreparedDraft {
         Ok(())
     }
 
-    /// What the draft model needs, for the error if it does not fit beside the model.
+    /// The draft model's needs, for the error if it does not fit beside the model.
     pub(super) fn shown_needs(&self) -> String {
         format!(
-            "the draft model {} needs {} of weights, {} of working memory and {} for each KV block of 64 tokens",
+            "the draft model {} needs {} of weights, {} of working memory and {} for each KV block of 64 \
+             tokens",
             self.dir.display(),
             gib(self.needs.weights),
             gib(self.needs.workspace()),

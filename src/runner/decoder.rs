@@ -16,7 +16,7 @@ pub(super) struct Decoder<D: Device> {
     pub(super) vocab: usize,
 }
 
-/// What a decoder has in common with the same decoder of the other ranks.
+/// The connection of a decoder with those of the other ranks, and the graphs that use it.
 pub(super) struct Links<C> {
     // Fields are dropped in this order: NCCL waits for the graphs that use it.
     /// CUDA graphs of all layers for decode steps, fewest rows first.

@@ -1,11 +1,11 @@
-//! The draft model of a rank. It proposes the drafts of a step's rows before the model computes them. All ranks
-//! propose the same drafts.
+//! The draft model of a rank. It proposes the drafts of a step's rows before the model computes them. All
+//! ranks propose the same drafts.
 //!
 //! Its KV cache has a block for each block of the model's cache, under the same id: the scheduler keeps the
-//! books of one pool, and cached prefixes serve both models. The draft model does not follow every step. A step
-//! of the model overwrites positions, and those that the draft model has not computed since are missing. It
-//! computes them when drafts of their sequence are wanted, at most a step's tokens at a time. A sequence whose
-//! tokens do not fit has no drafts until a later step.
+//! books of one pool, and cached prefixes serve both models. The draft model does not follow every step. A
+//! step of the model overwrites positions, and those that the draft model has not computed since are missing.
+//! It computes them when drafts of their sequence are wanted, at most a step's tokens at a time. A sequence
+//! whose tokens do not fit has no drafts until a later step.
 //!
 //! A draft is sampled by the row's own parameters, seed and position. So the two models choose by the same
 //! random number, and choose the same token where their probabilities are alike. Drafts have no masks of
@@ -114,8 +114,9 @@ impl<D: Device> DraftModel<D> {
         Ok(Arc::new(with_drafts))
     }
 
-    /// The rows that want drafts, with the tokens that the draft model has to compute first. A cached block that
-    /// several sequences share is computed for the first of them; the others have no drafts in this step.
+    /// The rows that want drafts, with the tokens that the draft model has to compute first. A cached block
+    /// that several sequences share is computed for the first of them; the others have no drafts in this
+    /// step.
     fn begin<'a>(&self, slots: &SamplerSlots, plan: &'a StepPlan) -> Vec<Proposal<'a>> {
         let mut room = self.most_tokens;
         let mut written: BTreeSet<u32> = BTreeSet::new();
@@ -184,7 +185,8 @@ impl<D: Device> DraftModel<D> {
 }
 
 impl Proposal<'_> {
-    /// Adds the tokens of the next pass. On devices with graphs few tokens become segments that a graph takes.
+    /// Adds the tokens of the next pass. On devices with graphs few tokens become segments that a graph
+    /// takes.
     fn add_to(&self, inputs: &mut StepInputs, captures: bool) {
         let (first, count) = (inputs.tokens.len(), self.fed.len());
         inputs.tokens.extend(self.fed.iter().map(|token| Token::Id(*token)));
@@ -198,8 +200,8 @@ impl Proposal<'_> {
         inputs.segments.extend((0..count).step_by(longest).map(segment));
     }
 
-    /// Takes the draft that was sampled. There are no more drafts after one that ends the answer, which is none
-    /// itself, since nothing follows it.
+    /// Takes the draft that was sampled. There are no more drafts after one that ends the answer, which is
+    /// none itself, since nothing follows it.
     fn take(&mut self, result: SampleResult, slots: &SamplerSlots) {
         let ends = |token: u32| slots.get(self.row.slot).start().sampling.barred.contains(&token);
         match result {

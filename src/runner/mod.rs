@@ -3,8 +3,8 @@
 //!
 //! A plan is sent to every rank before any output is awaited. The first rank's output is the step's output. A
 //! rank that fails or panics sends the reason instead. A rank that does not answer in time is abandoned, and
-//! named in the error. One pool of threads computes the masks of grammars for all ranks. A draft model runs on
-//! the same devices, and proposes the drafts of a step at its beginning (`draft`).
+//! named in the error. One pool of threads computes the masks of grammars for all ranks. A draft model runs
+//! on the same devices, and proposes the drafts of a step at its beginning (`draft`).
 
 mod decoder;
 mod draft;

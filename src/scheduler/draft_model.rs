@@ -1,28 +1,22 @@
-//! Drafts of a draft model, as the scheduler sees them. The executor proposes them at the beginning of the step
-//! that feeds them. Their tokens are not known here, only how many were fed and how many of them were accepted.
+//! Drafts of a draft model, as the scheduler sees them. The executor proposes them at the beginning of the
+//! step that feeds them. Their tokens are not known here, only how many were fed and how many were accepted.
 //!
 //! The draft model does not follow every step: with many sequences it would cost time and gain none. When a
 //! sequence asks for drafts, the draft model first computes the tokens that it has missed, which are those of
-//! the prompt at first. Their cost is spread over the tokens that the answer is expected to have still, so that
-//! drafts do not begin for the last tokens of an answer.
+//! the prompt at first. Their cost is spread over the tokens that the answer is expected to have still, so
+//! that drafts do not begin for the last tokens of an answer.
 //!
-//! The chance of a draft is learned from those before it, of the same sequence and of all. Where drafts do not
-//! pay, none are fed and nothing is learned. Therefore one sequence is tried now and then, for
+//! The chance of a draft is learned from those before it, of the same sequence and of all. Where drafts do
+//! not pay, none are fed and nothing is learned. Therefore one sequence is tried now and then, for
 //! [`TRIAL_SHARE`] of the time.
-
-use super::sequence::{PlannedRow, Sequence};
-use super::speculation::Candidate;
-use super::step_plan::RowOutput;
-use super::{Scheduler, StepTimes};
-use crate::grammar::GrammarProgress;
 
 /// The share of a draft's weight that is left after each later one of the same sequence.
 const DECAY: f32 = 0.95;
 /// The same for the drafts of all sequences.
 const DECAY_OF_ALL: f32 = 0.995;
-/// Drafts of one sequence that what all sequences have shown counts as.
+/// Drafts of one sequence as which the experience with all sequences counts.
 const PRIOR_WEIGHT: f32 = 4.0;
-/// What is taken to be known of all sequences before the first draft.
+/// Taken to be known of all sequences before the first draft.
 const PRIOR: Acceptance = Acceptance { accepted: 4.2, seen: 6.0 };
 /// Expected tokens of an answer before any has ended, which count as one answer.
 const USUAL_ANSWER: f64 = 128.0;
@@ -30,8 +24,15 @@ const USUAL_ANSWER: f64 = 128.0;
 const ANSWER_DECAY: f64 = 0.97;
 /// The share of the time that is spent on drafts that are not expected to pay.
 const TRIAL_SHARE: f64 = 0.003;
-/// Drafts of a trial.
-pub(super) const TRIAL_DRAFTS: usize = 2;
+
+/// The drafts of a row that was committed.
+#[derive(Debug)]
+pub(super) struct FedDrafts {
+    pub(super) fed: usize,
+    pub(super) accepted: usize,
+    /// Whether the draft after the accepted ones was rejected. It was not if the answer ended before it.
+    pub(super) is_one_rejected: bool,
+}
 
 /// How often drafts were accepted, with weights that decay.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,7 +49,7 @@ pub(super) struct ModelDrafts {
     computed: usize,
 }
 
-/// What is known of the drafts and the answers of all sequences.
+/// Experience with the drafts and the answers of all sequences.
 #[derive(Debug)]
 pub(super) struct DraftModelState {
     acceptance: Acceptance,
@@ -69,8 +70,9 @@ impl Default for DraftModelState {
 }
 
 impl Acceptance {
-    fn observe(&mut self, accepted: usize, rejected: bool, decay: f32) {
-        for is_accepted in std::iter::repeat_n(true, accepted).chain(rejected.then_some(false)) {
+    fn observe(&mut self, of: &FedDrafts, decay: f32) {
+        let accepted = std::iter::repeat_n(true, of.accepted);
+        for is_accepted in accepted.chain(of.is_one_rejected.then_some(false)) {
             self.accepted = self.accepted * decay + f32::from(u8::from(is_accepted));
             self.seen = self.seen * decay + 1.0;
         }
@@ -82,16 +84,26 @@ impl Acceptance {
 }
 
 impl ModelDrafts {
-    /// Takes in that the sequence starts with `cached` positions in the prefix cache. The draft model has most
-    /// likely computed them too.
+    /// Takes in that the sequence starts with `cached` positions in the prefix cache. The draft model has
+    /// most likely computed them too.
     pub(super) fn start(&mut self, cached: usize) {
         self.computed = cached;
     }
 
-    /// Tokens that the draft model computes before it can propose, for a sequence of `len` tokens: the last one,
-    /// and those that it has missed.
+    /// Tokens that the draft model computes before it can propose, for a sequence of `len` tokens: the last
+    /// one, and those that it has missed.
     pub(super) fn missing(&self, len: usize) -> usize {
         len.saturating_sub(self.computed).max(1)
+    }
+
+    /// Learns from a row of a sequence of `len` tokens, in a step of at most `most_tokens`.
+    pub(super) fn observe(&mut self, of: &FedDrafts, len: usize, most_tokens: usize) {
+        self.acceptance.observe(of, DECAY);
+        // The last draft was not fed to the draft model. Without a draft, it has not caught up.
+        self.computed = match of.fed {
+            0 => len.min(self.computed + most_tokens),
+            fed => len + of.accepted.min(fed - 1),
+        };
     }
 }
 
@@ -101,12 +113,17 @@ impl DraftModelState {
         drafts.acceptance.chance(self.acceptance.accepted / self.acceptance.seen)
     }
 
-    /// Tokens that the answer of a sequence is expected to have still; at least 1.
-    pub(super) fn tokens_left(&self, sequence: &Sequence) -> f64 {
-        let generated = sequence.generated() as f64;
+    /// Tokens that an answer is expected to have still, after `generated` of them, if it may have `most`
+    /// more; at least 1.
+    pub(super) fn tokens_left(&self, generated: usize, most: usize) -> f64 {
         // An answer that is longer than usual is expected to become twice as long.
-        let expected = (self.answer_tokens / self.answers - generated).max(generated);
-        expected.min(sequence.most_tokens_left() as f64).max(1.0)
+        let expected = (self.answer_tokens / self.answers - generated as f64).max(generated as f64);
+        expected.min(most as f64).max(1.0)
+    }
+
+    /// Learns from a row of any sequence.
+    pub(super) fn observe(&mut self, of: &FedDrafts) {
+        self.acceptance.observe(of, DECAY_OF_ALL);
     }
 
     /// Takes in the length of an ended answer.
@@ -125,46 +142,15 @@ impl DraftModelState {
         self.allowance > self.too_dear
     }
 
-    /// The drafts of a trial: the first ones of the sequence that costs least, if that is allowed.
-    /// `candidates` are in order of their chances.
-    pub(super) fn trial(&mut self, candidates: Vec<Candidate>, times: &StepTimes) -> Vec<Candidate> {
-        let least = |one: &&Candidate, other: &&Candidate| one.missing.cmp(&other.missing);
-        let Some(cheapest) = candidates.iter().filter(|one| one.place == 0).min_by(least) else {
-            return Vec::new();
-        };
-        let drafts = TRIAL_DRAFTS as f64 * (times.draft_seconds(1) + times.seconds(2) - times.seconds(1));
-        let seconds = drafts + times.catch_up_seconds(cheapest.missing);
-        if seconds > self.allowance {
-            self.too_dear = seconds;
-            return Vec::new();
-        }
-        let order = cheapest.order;
-        candidates.into_iter().filter(|one| one.order == order && one.place < TRIAL_DRAFTS).collect()
+    /// Whether a trial may cost this many seconds.
+    pub(super) fn allows(&mut self, seconds: f64) -> bool {
+        let allows = seconds <= self.allowance;
+        self.too_dear = if allows { 0.0 } else { seconds };
+        allows
     }
 
     /// Takes in that a trial is made.
     pub(super) fn tried(&mut self) {
         (self.allowance, self.too_dear) = (0.0, 0.0);
-    }
-}
-
-impl Scheduler {
-    /// Learns from the output of a row that asked for drafts.
-    pub(super) fn observe_proposals(&mut self, row: &PlannedRow, output: &RowOutput) {
-        if !self.config.draft_model || row.drafts == 0 || output.non_finite {
-            return;
-        }
-        let fed = output.drafts.len();
-        let accepted = output.tokens.len().saturating_sub(1).min(fed);
-        // Where a grammar ends the answer, the drafts after that are not rejected by their tokens.
-        let rejected = accepted < fed && output.grammar == GrammarProgress::default();
-        self.draft_model.acceptance.observe(accepted, rejected, DECAY_OF_ALL);
-        let most = self.config.max_num_batched_tokens;
-        let Some(sequence) = self.running.get_mut(&row.order) else { return };
-        let len = sequence.len();
-        let Some(drafts) = &mut sequence.model_drafts else { return };
-        drafts.acceptance.observe(accepted, rejected, DECAY);
-        // The last draft was not fed to the draft model. Without a draft, it has not caught up.
-        drafts.computed = if fed > 0 { len + accepted.min(fed - 1) } else { len.min(drafts.computed + most) };
     }
 }

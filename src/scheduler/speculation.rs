@@ -15,10 +15,11 @@
 
 use super::Scheduler;
 use super::blocks::Pool;
-use super::draft_model::TRIAL_DRAFTS;
-use super::sequence::{Order, Sequence};
-use super::step_plan::BLOCK_TOKENS;
+use super::draft_model::FedDrafts;
+use super::sequence::{Order, PlannedRow, Sequence};
+use super::step_plan::{BLOCK_TOKENS, RowOutput};
 use super::step_times::StepTimes;
+use crate::grammar::GrammarProgress;
 
 /// The most drafts of a row.
 pub const MAX_DRAFTS: usize = 16;
@@ -33,18 +34,21 @@ const LEAST_CHANCE: f32 = 0.05;
 /// The most decode rows of a step that is considered for drafts.
 const MOST_DECODES: usize = 256;
 
+/// Drafts of a trial of a draft model.
+const TRIAL_DRAFTS: usize = 2;
+
 /// A draft that a sequence may feed.
 #[derive(Debug)]
-pub(super) struct Candidate {
-    pub(super) order: Order,
+struct Candidate {
+    order: Order,
     /// Its place among the sequence's drafts, from 0 on.
-    pub(super) place: usize,
+    place: usize,
     /// The probability that it and all drafts before it are accepted.
     chance: f32,
     /// Positions before it, about.
     context: usize,
     /// Tokens that the draft model has to compute before it proposes the sequence's first draft.
-    pub(super) missing: usize,
+    missing: usize,
     /// Tokens that the sequence is expected to generate still.
     tokens_left: f64,
 }
@@ -153,8 +157,8 @@ impl Scheduler {
         let prompts = (self.unfed_tokens() + self.waiting_tokens).min(budget - decodes);
         let times = &self.step_times;
         let context: usize = self.decoding().map(Sequence::len).sum();
-        // Prompts have to be computed in any case, so their time is none of generating. A draft must be cheaper
-        // than a later step without prompts, which would generate the token as well.
+        // Prompts have to be computed in any case, so their time is none of generating. A draft must be
+        // cheaper than a later step without prompts, which would generate the token as well.
         let of_prompts = times.seconds(decodes + prompts) - times.seconds(decodes);
         let others = times.first_row * context as f64 - of_prompts;
         Some(PlainStep { times, decodes, prompts, others })
@@ -181,13 +185,46 @@ impl Scheduler {
         let chosen = if may_pay { best_number(&step, &candidates) } else { 0 };
         let is_trial = chosen == 0 && may_try;
         let drafts = match is_trial {
-            true => self.draft_model.trial(candidates, &self.step_times),
+            true => self.trial(candidates),
             false => {
                 candidates.truncate(chosen);
                 candidates
             }
         };
         Chosen { is_trial: is_trial && !drafts.is_empty(), drafts }
+    }
+
+    /// The drafts of a trial of the draft model: the first ones of the sequence that costs least, if that is
+    /// allowed. `candidates` are in order of their chances.
+    fn trial(&mut self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let first = candidates.iter().filter(|one| one.place == 0);
+        let Some(cheapest) = first.min_by_key(|one| one.missing) else { return Vec::new() };
+        let times = &self.step_times;
+        let each = times.draft_seconds(1) + times.seconds(2) - times.seconds(1);
+        let seconds = TRIAL_DRAFTS as f64 * each + times.catch_up_seconds(cheapest.missing);
+        if !self.draft_model.allows(seconds) {
+            return Vec::new();
+        }
+        let order = cheapest.order;
+        candidates.into_iter().filter(|one| one.order == order && one.place < TRIAL_DRAFTS).collect()
+    }
+
+    /// Learns from the output of a row that asked for drafts of a draft model.
+    pub(super) fn observe_proposals(&mut self, row: &PlannedRow, output: &RowOutput) {
+        if !self.config.draft_model || row.drafts == 0 || output.non_finite {
+            return;
+        }
+        let fed = output.drafts.len();
+        let accepted = output.tokens.len().saturating_sub(1).min(fed);
+        // Where a grammar ends the answer, the next draft is not rejected by its token.
+        let is_one_rejected = accepted < fed && output.grammar == GrammarProgress::default();
+        let of = FedDrafts { fed, accepted, is_one_rejected };
+        self.draft_model.observe(&of);
+        if let Some(sequence) = self.running.get_mut(&row.order) {
+            let len = sequence.len();
+            let most = self.config.max_num_batched_tokens;
+            sequence.model_drafts.iter_mut().for_each(|drafts| drafts.observe(&of, len, most));
+        }
     }
 
     /// The drafts of all decode rows, the most likely ones first.
@@ -197,7 +234,11 @@ impl Scheduler {
         for (order, sequence) in &mut self.running {
             let chances = sequence.draft_chances(most, &self.draft_model);
             let missing = sequence.model_drafts.as_ref().map_or(0, |drafts| drafts.missing(sequence.len()));
-            let tokens_left = if with_model { self.draft_model.tokens_left(sequence) } else { 1.0 };
+            let tokens_left = if with_model {
+                self.draft_model.tokens_left(sequence.generated(), sequence.most_tokens_left())
+            } else {
+                1.0
+            };
             let (order, context) = (*order, sequence.len());
             let of_trial = |place: usize| with_model && place < TRIAL_DRAFTS;
             let all = chances.into_iter().enumerate();

@@ -40,9 +40,9 @@ pub struct Row {
     /// Number of drafts at the end of `tokens`, which come from the host then. The row samples after the
     /// token before the drafts, and after each draft as long as the samples before are equal to the drafts.
     pub drafts: usize,
-    /// The most drafts that the executor proposes by its draft model and feeds after `tokens`, as if they were
-    /// among them. Without any, 0; otherwise `tokens` come from the host and have no drafts, no earlier step is
-    /// in flight, and `blocks` has room for the drafts.
+    /// The most drafts that the executor proposes by its draft model and feeds after `tokens`, as if they
+    /// were among them. Without any, 0; otherwise `tokens` come from the host and have no drafts, no earlier
+    /// step is in flight, and `blocks` has room for the drafts.
     pub proposals: usize,
     /// Prompt tokens to score: entry i is the token that follows token `score_from` + i of those fed. Empty
     /// unless prompt log-probabilities were asked for.

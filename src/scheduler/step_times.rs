@@ -73,7 +73,7 @@ impl StepTimes {
 
     /// Seconds of a pass of the draft model that proposes a draft for each of this many sequences. 0 where
     /// nothing is known.
-    pub fn draft_seconds(&self, sequences: usize) -> f64 {
+    pub(crate) fn draft_seconds(&self, sequences: usize) -> f64 {
         interpolated(&self.draft_points, sequences).unwrap_or(0.0)
     }
 

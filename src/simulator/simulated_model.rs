@@ -31,7 +31,7 @@ pub struct SimulatedDraftModel {
 
 impl SimulatedDraftModel {
     /// The acceptance if none is given.
-    pub const ACCEPTANCE: f64 = 0.7;
+    pub(crate) const ACCEPTANCE: f64 = 0.7;
 }
 
 /// Source of the generated tokens.

@@ -189,13 +189,13 @@ fn an_engine_with_a_draft_model_has_the_bits_of_one_without() {
             // Drafts of the same model are rejected where a grammar or a rule forbids them.
             let accepted = counts.all_accepted() as f64 / counts.drafts as f64;
             assert!(counts.drafts > 0, "{of}: no draft was fed");
-            assert!(if name == draft { accepted > 0.5 } else { accepted < 0.2 }, "{of}: {counts:?}");
+            assert!(if name == draft { accepted > 0.25 } else { accepted < 0.1 }, "{of}: {counts:?}");
         }
     }
 }
 
-/// A model accepts all drafts of its own copy: the copy has computed what it has missed, and draws by the same
-/// random numbers and penalties.
+/// A model accepts all drafts of its own copy: the copy has computed what it has missed, and draws by the
+/// same random numbers and penalties.
 #[test]
 fn a_model_accepts_all_drafts_of_its_copy() {
     for name in ["nemotron", "llama"] {

@@ -214,7 +214,8 @@ impl FakeModel {
         StepOutput { id: plan.id, rows, ..StepOutput::default() }
     }
 
-    /// The row with the drafts of a draft model: most are right, and sometimes there are fewer than asked for.
+    /// The row with the drafts of a draft model: most are right, and sometimes there are fewer than asked
+    /// for.
     fn with_proposals(&self, row: &Row) -> Row {
         let mut row = row.clone();
         let (TokenSource::Host(tokens), 1..) = (&mut row.tokens, row.proposals) else { return row };

@@ -167,7 +167,8 @@ fn engine_with(dir: &Path, ranks: usize, scheduler: SchedulerConfig) -> (EngineH
         RankParts { draft, ..parts }
     });
     let options = RunnerOptions { step_timeout: PATIENCE, mask_threads: 1 };
-    Engine::start(scheduler, 1, Box::new(Runner::start(parts.collect(), options))).unwrap()
+    let runner = Runner::start(parts.collect(), options);
+    Engine::start(scheduler, 1, Box::new(runner)).unwrap()
 }
 
 fn parts_of<C: Communicator<Cpu>>(

@@ -175,7 +175,7 @@ fn draft(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<Option<ModelCon
     Ok(Some(draft.share(args.tp).map_err(|e| anyhow::anyhow!("--speculate: {e}"))?))
 }
 
-/// What a GPU needs for its share of the model and of the draft model.
+/// The memory that a GPU needs for its share of the model and of the draft model.
 fn needs(args: &PlanArgs, share: &ModelConfig, draft: Option<&ModelConfig>, kv: KvDtype) -> MemoryNeeds {
     let room = room(args);
     let needs = MemoryNeeds::new(share, &Layout::CUDA, args.quantization, kv, &room);

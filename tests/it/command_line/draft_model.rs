@@ -1,5 +1,5 @@
-//! `--speculate DIR`: draft models that do not agree with the model or do not fit are refused, and a server with
-//! one gives the answers of a server without.
+//! `--speculate DIR`: draft models that do not agree with the model or do not fit are refused, and a server
+//! with one gives the answers of a server without.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
