@@ -79,6 +79,7 @@ pub(super) fn config(running: usize, prompt: usize, waiting: usize) -> Scheduler
         reward_width: 0,
         policy: Policy::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 

@@ -9,7 +9,7 @@ use super::metrics::EngineMetrics;
 use super::options::EngineOptions;
 use super::usage::{DeviceTotals, ExpectedTime, LaunchedStep, StepCosts};
 use crate::request::{Cost, Update};
-use crate::scheduler::step_plan::StepPlan;
+use crate::scheduler::step_plan::{Row, StepPlan};
 use crate::scheduler::{PlannedRows, RequestId};
 
 /// The share by which a step may be shorter than expected, and the time for which the engine prepares for its
@@ -93,7 +93,7 @@ impl StepClock {
         if let Some(results) = self.results_since.take() {
             self.metrics.host.observe((ended - results).as_secs_f64());
         }
-        let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        let tokens: usize = plan.rows.iter().map(Row::most_tokens).sum();
         self.metrics.tokens.observe(tokens as f64);
         // The executor's prediction is better than one from earlier steps.
         let predicted = predicted.map(|time| time.as_secs_f64());

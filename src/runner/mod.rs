@@ -3,8 +3,11 @@
 //!
 //! A plan is sent to every rank before any output is awaited. The first rank's output is the step's output. A
 //! rank that fails or panics sends the reason instead. A rank that does not answer in time is abandoned, and
-//! named in the error. One pool of threads computes the masks of grammars for all ranks.
+//! named in the error. One pool of threads computes the masks of grammars for all ranks. A draft model runs
+//! on the same devices, and proposes the drafts of a step at its beginning (`draft`).
 
+mod decoder;
+mod draft;
 mod inputs;
 mod mask_pool;
 mod memory;
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
 pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
-pub use rank::RankParts;
+pub use rank::{DraftParts, RankParts};
 pub(crate) use step_times::measure_step_times;
 
 use mask_pool::MaskPool;

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use answers::SyntheticAnswers;
 pub use error::SettingsError;
-pub use simulated_model::SimulatedModel;
+pub use simulated_model::{SimulatedDraftModel, SimulatedModel};
 pub use timeline::{RequestOutcome, RequestTimeline, ServerSample};
 
 use crate::engine::{EngineError, Executor};

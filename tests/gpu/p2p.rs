@@ -17,7 +17,7 @@ use octant::device::{
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner, RunnerOptions};
+use octant::runner::{DraftParts, RankParts, Runner, RunnerOptions};
 
 use crate::dev;
 use crate::device::determinism::{Answer, answer, block_on};
@@ -337,6 +337,17 @@ fn engine<C: Communicator<Cuda>>(
     devices: Vec<Cuda>,
     group: Vec<C>,
 ) -> (EngineHandle, EngineThread) {
+    engine_with(dir, devices, group, Vec::new())
+}
+
+/// The same with the model as its own draft model, whose ranks communicate through `drafts`, unless that is
+/// empty.
+fn engine_with<C: Communicator<Cuda>>(
+    dir: &Path,
+    devices: Vec<Cuda>,
+    group: Vec<C>,
+    drafts: Vec<C>,
+) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let scheduler = SchedulerConfig {
         max_num_seqs: 4,
@@ -349,17 +360,25 @@ fn engine<C: Communicator<Cuda>>(
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
-        max_drafts: 0,
+        max_drafts: if drafts.is_empty() { 0 } else { 3 },
+        draft_model: !drafts.is_empty(),
     };
     let count = devices.len();
+    let mut drafts = drafts.into_iter();
     let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {
-        let model = Model::load(dir, &config, shard, Precision::Fp8, &device, &mut |_| {}).unwrap();
+        let load =
+            |device: &Cuda| Model::load(dir, &config, shard, Precision::Fp8, device, &mut |_| {}).unwrap();
+        let model = load(&device);
         let cache = CacheSpec {
             layers: config.layers,
             blocks: scheduler.num_blocks,
             heads: model.config().heads,
             dtype: KvDtype::Fp8,
         };
+        let draft = drafts.next().map(|comm| {
+            let device = device.sibling();
+            DraftParts { model: load(&device), device, comm, cache }
+        });
         let (max_num_seqs, max_num_batched_tokens) =
             (scheduler.max_num_seqs, scheduler.max_num_batched_tokens);
         RankParts {
@@ -368,6 +387,7 @@ fn engine<C: Communicator<Cuda>>(
             processors: Vec::new(),
             model,
             cache,
+            draft,
             max_num_seqs,
             max_num_batched_tokens,
             vocab: config.vocab,
@@ -413,6 +433,21 @@ fn models_over_p2p_have_the_bits_of_the_group_of_threads() {
         let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(2)).unwrap();
         assert!(answers(&engine(&dir, devices, group)) == expected, "{count} ranks");
     }
+}
+
+#[test]
+fn a_draft_model_over_p2p_changes_no_bit() {
+    let dir = fixture("wide");
+    let expected = answers(&engine(&dir, dev::ranks(2), Local::group(2, TIMEOUT)));
+    let devices = dev::ranks(2);
+    let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+    let largest = Message { rows: 1, cols: hidden, ..LARGEST };
+    let group = || P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(2)).unwrap();
+    let (group, drafts) = (group(), group());
+    let drafting = engine_with(&dir, devices, group, drafts);
+    assert!(answers(&drafting) == expected);
+    let counts = drafting.0.stats().counts.speculation;
+    assert!(counts.drafts > 0 && counts.all_accepted() == counts.drafts, "{counts:?}");
 }
 
 /// Runs the kernels in a separate program, because this test's binary is not compiled with ThreadSanitizer.

@@ -251,6 +251,10 @@ impl Device for Cuda {
 
     const LAYOUT: Layout = Layout::CUDA;
 
+    fn sibling(&self) -> Self {
+        Self::with_driver(self.driver.clone(), Products::Deterministic)
+    }
+
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
         MatrixBuilder::new(&self.driver, shape)
     }
