@@ -4,7 +4,7 @@
 // OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows)
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
 //     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs
-// LIMITS: N = 8, 16, 32, 64, 128 or 256; counters zero before
+// LIMITS: N = 8, 16, 32, 64, 128 or 256, if whole 64 or 128; counters zero before
 // NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
 //     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
 //     not depend on the other rows, then scaled and rounded to nearest; bounds in tests/gpu/dev.rs

@@ -25,8 +25,8 @@ struct Fault {
 #[cfg(feature = "host-kernels")]
 const FAULTS: [Fault; 6] = [
     Fault { kernel: "linear_e4m3_8", in_its_place: "linear_bf16_8" },
-    Fault { kernel: "linear_e4m3_32", in_its_place: "linear_e4m3_16" },
-    Fault { kernel: "linear_e4m3_bf16_16", in_its_place: "linear_e4m3_bf16_8" },
+    Fault { kernel: "linear_e4m3_64", in_its_place: "linear_e4m3_32" },
+    Fault { kernel: "linear_e4m3_bf16_32", in_its_place: "linear_e4m3_bf16_16" },
     Fault { kernel: "linear_e4m3_bf16_128", in_its_place: "linear_e4m3_bf16_64" },
     Fault { kernel: "linear_bf16_256", in_its_place: "linear_bf16_128" },
     Fault { kernel: "linear_e4m3_whole", in_its_place: "linear_bf16_whole" },
