@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--at-once", default="1,4,16")
-    parser.add_argument("--tasks", help="only these, separated by commas")
+    parser.add_argument("--tasks", help="only these, separated by semicolons")
     parser.add_argument("--speculate", default="ngram", help="methods, separated by commas")
     parser.add_argument("--json")
     parser.add_argument("flags", nargs="*")
@@ -143,7 +143,7 @@ def main():
     print("| task | requests at once | drafts | off, tokens/s | with, tokens/s | ratio | drafts accepted |")
     print("|---|---|---|---|---|---|---|")
     for task, bodies in tasks().items():
-        if args.tasks and task not in args.tasks.split(","):
+        if args.tasks and task not in args.tasks.split(";"):
             continue
         bodies = [{**body, "model": "m", "max_tokens": args.max_tokens} for body in bodies]
         for at_once in map(int, args.at_once.split(",")):

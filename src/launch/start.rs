@@ -122,7 +122,9 @@ fn start_runner<D: Device, C: Communicator<D>>(
     // Waits for graph capture, so that no request does after the server is ready.
     runner.prepared()?;
     if scheduler.max_drafts > 0 {
-        options.step_times = measure_step_times(&mut runner, &scheduler)?;
+        let draft = p.draft.as_ref().map_or(0, |draft| draft.needs.weights);
+        let draft_share = draft as f64 / (p.memory.needs.weights - draft) as f64;
+        options.step_times = measure_step_times(&mut runner, &scheduler, draft_share)?;
     }
     Ok(Engine::start_with(scheduler, Box::new(runner), options)?)
 }

@@ -54,18 +54,18 @@ struct Proposal<'a> {
 impl Filled {
     /// Takes in that the model computes these positions.
     fn overwrite(&mut self, blocks: &[u32], from: usize, end: usize) {
-        for index in from / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
-            let kept = from.saturating_sub(index * BLOCK_TOKENS) as u8;
-            let filled = &mut self.0[blocks[index] as usize];
-            *filled = kept.min(*filled);
+        let firsts = (0..end).step_by(BLOCK_TOKENS);
+        for (first, block) in firsts.zip(blocks).skip(from / BLOCK_TOKENS) {
+            let filled = &mut self.0[*block as usize];
+            *filled = (*filled).min(from.saturating_sub(first) as u8);
         }
     }
 
     /// Takes in that the draft model has computed these positions, and all before them in their first block.
     fn fill(&mut self, blocks: &[u32], from: usize, end: usize) {
-        for index in from / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
-            let filled = (end - index * BLOCK_TOKENS).min(BLOCK_TOKENS) as u8;
-            self.0[blocks[index] as usize] = filled;
+        let firsts = (0..end).step_by(BLOCK_TOKENS);
+        for (first, block) in firsts.zip(blocks).skip(from / BLOCK_TOKENS) {
+            self.0[*block as usize] = (end - first).min(BLOCK_TOKENS) as u8;
         }
     }
 

@@ -16,6 +16,9 @@ const LONGEST: Duration = Duration::from_secs(2);
 const CONTEXT: usize = 2048;
 /// Numbers of sequences whose passes of a draft model are measured.
 const DRAFTING: [usize; 5] = [1, 2, 4, 8, 12];
+/// The least time of a draft model's pass, as a share of the time that a step takes for as many bytes of
+/// weights.
+const LEAST_OF_SHARE: f64 = 0.9;
 /// Drafts of each sequence when a draft model's passes are measured.
 const PASSES: usize = 4;
 
@@ -29,13 +32,15 @@ struct Kind {
 }
 
 /// Runs steps of one sequence and returns their times. No other step may be in flight. The contents of the
-/// first KV blocks are overwritten.
+/// first KV blocks are overwritten. `draft_share` is the size of the draft model's weights as a share of the
+/// model's; 0 without a draft model.
 ///
 /// # Errors
 /// A step fails.
 pub(crate) fn measure_step_times(
     executor: &mut dyn Executor,
     config: &SchedulerConfig,
+    draft_share: f64,
 ) -> Result<StepTimes, EngineError> {
     let most = config.max_num_batched_tokens.min(BLOCK_TOKENS).min(config.max_model_len);
     let longest = config.max_sequence_tokens().saturating_sub(BLOCK_TOKENS).min(CONTEXT);
@@ -63,7 +68,7 @@ pub(crate) fn measure_step_times(
     tracing::info!("rows and milliseconds of a step, for speculative decoding: {}", list(short));
     let time = |kind: &Kind| StepTime { rows: kind.rows, seconds: kind.shortest.as_secs_f64() };
     let times = StepTimes::new(short.iter().map(time).collect());
-    let times = with_passes(times, &drafting);
+    let times = with_passes(times, &drafting, draft_share);
     let [one, several] = long else { return Ok(times) };
     tracing::info!("the same after {longest} positions: {}", list(long));
     let with = |kind: &Kind| ContextTime { context: kind.context, time: time(kind) };
@@ -92,13 +97,15 @@ fn measure_draft_model(
     Ok(times)
 }
 
-/// Adds the times of a draft model's passes: those of the measured steps without the model's time.
-fn with_passes(times: StepTimes, steps: &[StepTime]) -> StepTimes {
+/// Adds the times of a draft model's passes: those of the measured steps without the model's time. The two
+/// were not measured at once, and another program may have disturbed one of them. Therefore a pass is never
+/// taken to be faster than its share of the weights lets expect.
+fn with_passes(times: StepTimes, steps: &[StepTime], draft_share: f64) -> StepTimes {
+    let least = LEAST_OF_SHARE * draft_share * times.seconds(1);
     let pass = |step: &StepTime| {
         let without = times.seconds(step.rows * (PASSES + 1));
-        // A pass is never taken to cost nothing.
-        let seconds = (step.seconds - without).max(step.seconds / 100.0) / PASSES as f64;
-        StepTime { rows: step.rows, seconds }
+        let seconds = (step.seconds - without) / PASSES as f64;
+        StepTime { rows: step.rows, seconds: seconds.max(least) }
     };
     let passes: Vec<StepTime> = steps.iter().map(pass).collect();
     if !passes.is_empty() {

@@ -86,13 +86,11 @@ impl Served {
             .args(more);
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = String::new();
-        for line in BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok) {
-            log += &format!("{line}\n");
-            if let Some((_, address)) = line.split_once("on http://") {
-                return Self { process, address: address.parse().unwrap(), log };
-            }
-        }
-        panic!("{log}");
+        let lines = BufReader::new(process.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines
+            .inspect(|line| log += &format!("{line}\n"))
+            .find_map(|line| Some(line.split_once("on http://")?.1.to_owned()));
+        Self { process, address: address.unwrap_or_default().parse().unwrap(), log }
     }
 }
 
