@@ -7,8 +7,8 @@
 // that its inputs may be overwritten, and other ranks' writes to this rank's memory are visible.
 //
 // A product may write a rank's part of a sum to the memory of the ranks that sum it (linear.cu). These writes
-// precede the signals of the sum. The sum before last of the same memory has ended on all ranks: each has
-// begun the last sum since.
+// precede the signals of the sum. An earlier sum of the same memory no longer reads it: a sum of other memory
+// lies between, which every rank began after it had ended the earlier one.
 //
 // If a rank does not signal within the timeout, or has ended, the operation fails on the others: they write
 // its number to host memory and do not wait again. To begin, a block waits only for the first block of each
