@@ -1,6 +1,6 @@
 // Checks and measures what the kernels assume of a GPU, before they run on it: conversions, fragments, the
-// swizzle and descriptors of kernels/wgmma.cuh, the bits of products, and rates. Each check prints a line,
-// and with --json FILE appends a line of JSON.
+// swizzle and descriptors of kernels/wgmma.cuh, the bits of products, clusters, and rates. Each check
+// prints a line, and with --json FILE appends a line of JSON.
 //
 //     probe [--json FILE] [GROUP...]     all groups, or those that are named
 //
@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "probe/accumulator.cuh"
+#include "probe/clusters.cuh"
 #include "probe/conversions.cuh"
 #include "probe/fragments.cuh"
 #include "probe/products.cuh"
@@ -42,6 +43,7 @@ constexpr Group GROUPS[] = {
     {"layouts", 4, probe::layouts},
     {"invariance", 5, probe::invariance},
     {"accumulator", 4, probe::accumulator},
+    {"clusters", 4, probe::clusters},
 #ifndef OCTANT_HOST
     {"rates", 5, probe::rates},
     {"memory", 6, probe::memory},

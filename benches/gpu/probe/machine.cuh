@@ -83,12 +83,14 @@ inline void copy(void* to, const void* from, size_t bytes) { std::memcpy(to, fro
 // A kernel's launch; `shared` is the number of bytes of dynamic shared memory.
 template <typename Params>
 void launch(const char* name, void (*kernel)(const void*), uint32_t blocks, uint32_t threads,
-            uint32_t shared, const Params& params) {
-    const OctantLaunch launched{name, kernel, &params, {blocks, 1, 1}, threads, shared, false};
+            uint32_t shared, const Params& params, uint32_t cluster = 1) {
+    const OctantLaunch launched{name, kernel, &params, {blocks, 1, 1}, threads, shared, false, cluster};
     octant_launch(&launched);
 }
 #define PROBE_LAUNCH(name, blocks, threads, shared, params) \
     probe::launch(#name, octant_##name, blocks, threads, shared, params)
+#define PROBE_LAUNCH_CLUSTERS(name, size, blocks, threads, shared, params) \
+    probe::launch(#name, octant_##name, blocks, threads, shared, params, size)
 
 #else
 
@@ -121,6 +123,9 @@ void launch(const char* name, const void* kernel, uint32_t blocks, uint32_t thre
 }
 #define PROBE_LAUNCH(name, blocks, threads, shared, params) \
     probe::launch(#name, reinterpret_cast<const void*>(octant_##name), blocks, threads, shared, params)
+// The kernel itself says how many blocks a cluster has.
+#define PROBE_LAUNCH_CLUSTERS(name, size, blocks, threads, shared, params) \
+    PROBE_LAUNCH(name, blocks, threads, shared, params)
 
 #endif
 

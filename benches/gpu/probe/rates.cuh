@@ -167,6 +167,53 @@ KERNEL_ALONE(read_copies, ReadParams, 32) {
     }
 }
 
+// The copies of kernels/linear.cu for chunks at 128 rows, and nothing else: 16 KB of weights, and 16 KB of
+// inputs, of which in clusters each block copies half to both.
+constexpr uint32_t LINEAR_STAGES = 6, LINEAR_SHARED = LINEAR_STAGES * (2 * COPY_BYTES + 2 * 8);
+template <bool PAIRS>
+DEVICE void copy_chunks(const ReadParams& p) {
+    auto* full = reinterpret_cast<uint64_t*>(tile_memory() + LINEAR_STAGES * 2 * COPY_BYTES);
+    uint64_t* empty = full + LINEAR_STAGES;
+    if (threadIdx.x == 0) {
+        for (uint32_t stage = 0; stage < LINEAR_STAGES; ++stage) {
+            barrier_init(&full[stage], 1);
+            barrier_init(&empty[stage], PAIRS ? 2 : 1);
+        }
+        barrier_init_fence();
+    }
+    if (PAIRS) cluster_sync();
+    __syncthreads();
+    const uint32_t pieces = static_cast<uint32_t>(p.bytes / COPY_BYTES);
+    for (uint32_t chunk = 0; chunk < p.rounds; ++chunk) {
+        const uint32_t stage = chunk % LINEAR_STAGES, parity = chunk / LINEAR_STAGES % 2;
+        unsigned char* to = tile_memory() + stage * 2 * COPY_BYTES;
+        if (threadIdx.x == 0) {
+            const unsigned char* w = p.data + (chunk * gridDim.x + blockIdx.x) % pieces * COPY_BYTES;
+            const unsigned char* x = p.data + (chunk * gridDim.x + blockIdx.x / 2) % pieces * COPY_BYTES;
+            barrier_wait(&empty[stage], parity ^ 1);
+            barrier_expect(&full[stage], 2 * COPY_BYTES);
+            bulk_copy(to, w, COPY_BYTES, &full[stage]);
+            if constexpr (PAIRS) {
+                const uint32_t half = cluster_rank() * (COPY_BYTES / 2);
+                bulk_copy_to(3, to + COPY_BYTES + half, x + half, COPY_BYTES / 2, &full[stage]);
+            } else {
+                bulk_copy(to + COPY_BYTES, x, COPY_BYTES, &full[stage]);
+            }
+        } else if (threadIdx.x == 32) {
+            barrier_wait(&full[stage], parity);
+            if constexpr (PAIRS) {
+                barrier_arrive_at(&empty[stage], 0);
+                barrier_arrive_at(&empty[stage], 1);
+            } else {
+                barrier_arrive(&empty[stage]);
+            }
+        }
+    }
+    if (PAIRS) cluster_sync();
+}
+KERNEL_ALONE(read_chunks, ReadParams, 64) { copy_chunks<false>(p); }
+KERNEL_CLUSTER(read_chunks_in_pairs, ReadParams, 64, 2) { copy_chunks<true>(p); }
+
 namespace probe {
 
 inline int attribute(cudaDeviceAttr which) {
@@ -301,6 +348,17 @@ inline void memory(Report& report) {
     const double l2 =
         terabytes(small, seconds_of([&] { PROBE_LAUNCH(read_l2, processors * 2, 256, 0, small); }));
     report.rate("L2, by loads", std::max(loads, copies), l2, "TB/s");
+    // `l2` of models/*.toml, as src/cost/linear.rs uses it: a copy to two blocks counts once.
+    const ReadParams chunks{data.at(), out.at(), small_bytes, 20000, 0};
+    const auto of_chunks = [&](double bytes, double seconds) {
+        return bytes * chunks.rounds * processors / seconds / 1e12;
+    };
+    const double alone =
+        seconds_of([&] { PROBE_LAUNCH(read_chunks, processors, 64, LINEAR_SHARED, chunks); });
+    report.rate("L2, by bulk copies", std::max(loads, copies), of_chunks(2.0 * COPY_BYTES, alone), "TB/s");
+    const double paired =
+        seconds_of([&] { PROBE_LAUNCH(read_chunks_in_pairs, processors, 64, LINEAR_SHARED, chunks); });
+    report.rate("L2, by bulk copies in clusters", 0.0, of_chunks(1.5 * COPY_BYTES, paired), "TB/s");
 }
 
 }  // namespace probe
