@@ -82,8 +82,8 @@ impl P2p {
     }
 
     /// Measures reductions of each number of rows, in place of those of `largest`: seconds in one-shot and in
-    /// two-shot mode, with a product of [`MEASURED_INPUTS`] inputs that computes the parts. Every rank of the
-    /// group calls this, and gets its own figures.
+    /// two-shot mode, with a product of few inputs that computes the parts. Every rank of the group calls
+    /// this, and gets its own figures.
     ///
     /// # Errors
     /// If a rank does not take part, or memory runs out.
