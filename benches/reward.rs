@@ -146,6 +146,7 @@ impl Bench {
             prefix_caching,
             reward_width: model.reward_width(),
             max_drafts: 0,
+            draft_model: false,
             policy: Default::default(),
         };
         let settings = RunnerSettings {

@@ -73,6 +73,7 @@ fn config() -> SchedulerConfig {
         prefix_caching: true,
         reward_width: 0,
         max_drafts: 0,
+        draft_model: false,
         policy: Default::default(),
     }
 }

@@ -1,7 +1,7 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
-// OUTPUTS: out [m, n], F32 or BF16
+// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows)
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
 //     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs
 // LIMITS: N = 8, 16, 32, 64, 128 or 256, if whole 64 or 128; counters zero before
@@ -10,7 +10,8 @@
 //     not depend on the other rows, then scaled and rounded to nearest; bounds in tests/gpu/dev.rs
 // COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
 //     L2 if spread, 24 KB per 128 rows if whole; by estimate bound by memory up to 256 rows, by the tensor
-//     cores beyond: kernels/README.md has the counts
+//     cores beyond; rows of other ranks over the link, 128 bytes at a time if BF16, else 32:
+//     kernels/README.md has the counts
 // TWINS: src/device/cpu/linear/mod.rs
 //
 // A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights
@@ -27,6 +28,7 @@
 // for the same rows: each block copies half of the inputs to both.
 #include "linear_tiles.cuh"
 #include "pack.cuh"
+#include "peers.cuh"
 #include "wgmma.cuh"
 
 // Threads of the warpgroups that multiply, and of the one whose first warp copies.
@@ -35,12 +37,22 @@ constexpr uint32_t PRODUCERS = 128;
 // The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
 constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
 
+// Where the rows of the output are: consecutive rows belong to one rank, which sums them.
+struct OutputRows {
+    // For each rank the address that row 0 would have if the rank's memory had all rows. It may lie before
+    // the memory.
+    unsigned char* base[MAX_RANKS];
+    // The first row that belongs to a later rank. The last rank's is larger than any row.
+    uint32_t ends[MAX_RANKS];
+};
+static_assert(sizeof(OutputRows) == 96);
+
 struct LinearParams {
     const uint8_t* x;
     const float* x_scales;
     const uint8_t* w;
     const float* w_scales;
-    void* out;
+    OutputRows out;
     // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles.
     float4* partials;
     // [tiles]: the number of segments that have been written; zero before and after.
@@ -52,7 +64,22 @@ struct LinearParams {
     Tiles tiles;
     uint32_t out_bf16;
 };
-static_assert(sizeof(LinearParams) == 88);
+static_assert(sizeof(LinearParams) == 176);
+
+// Finds rows of the output in ascending order.
+struct OutputCursor {
+    const OutputRows& out;
+    // Elements of a row.
+    uint32_t cols;
+    uint32_t rank;
+
+    template <typename Element>
+    DEVICE_MEMBER Element* at(uint32_t row) {
+#pragma unroll 1
+        while (row >= out.ends[rank]) ++rank;
+        return reinterpret_cast<Element*>(out.base[rank]) + static_cast<size_t>(row) * cols;
+    }
+};
 
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
@@ -310,16 +337,18 @@ struct Linear {
             if (W == Type::e4m3 && output + 8 * h < p.n) w_scales[h] = p.w_scales[output + 8 * h];
         }
         if (p.out_bf16) return store_bf16(segment, sums, w_scales);
+        OutputCursor rows = {p.out, p.n, 0};
 #pragma unroll
         for (uint32_t i = 0; i < N / 4; ++i) {
             const uint32_t m = row + i / 2 * 8 + i % 2;
             const float x_scale = x_scale_of(m);
+            if (m >= p.m) continue;
+            float* to = rows.at<float>(m);
 #pragma unroll
             for (uint32_t h = 0; h < 2; ++h) {
                 const uint32_t n = output + 8 * h;
                 const float y = sums[i / 2 * 4 + 2 * h + i % 2] * x_scale * w_scales[h];
-                const size_t at = static_cast<size_t>(m) * p.n + n;
-                if (m < p.m && n < p.n) static_cast<float*>(p.out)[at] = y;
+                if (n < p.n) to[n] = y;
             }
         }
     }
@@ -328,55 +357,63 @@ struct Linear {
         return X == Type::e4m3 && row < p.m ? p.x_scales[row] : 1.0f;
     }
 
-    // The same as BF16. Lanes exchange their sums, so that each stores eight outputs of a row at a time.
+    // The same as BF16. The threads of a warpgroup exchange sums through shared memory, 16 rows at a time, so
+    // that eight lanes store 128 contiguous bytes of a row.
     DEVICE_MEMBER void store_bf16(const Segment& segment, const float (&sums)[N / 2],
                                   const float (&w_scales)[2]) const {
-        const uint32_t warp = (threadIdx.x - PRODUCERS) / 32, g = lane_id() / 4, t = lane_id() % 4;
+        // Four words of padding, so that the eight rows of a matrix are in different banks.
+        constexpr uint32_t ROW_WORDS = 36;
+        SHARED uint32_t exchanged[CONSUMERS / 128][16 * ROW_WORDS];
+        const uint32_t group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128;
+        const uint32_t warp = thread / 32, g = lane_id() / 4, t = lane_id() % 4;
+        uint32_t* words = exchanged[group];
+        const uint32_t n = segment.tile * TILE + group * 64 + thread % 8 * 8;
+        OutputCursor outputs = {p.out, p.n, 0};
 #pragma unroll
         for (uint32_t rows = 0; rows < N; rows += 16) {
-            // Matrix 2i + h has the eight rows from 8i on and the eight outputs from 8h on. A lane has two
-            // outputs of row g of each.
-            uint32_t matrices[4];
+            // All have stored the rows before.
+            sync_warpgroup(group);
 #pragma unroll
             for (uint32_t i = 0; i < 2; ++i) {
+                // The smallest variant has eight rows only.
+                if (rows + 8 * i >= N) continue;
                 const uint32_t row = segment.row + rows + 8 * i + 2 * t;
                 const float x_scales[2] = {x_scale_of(row), x_scale_of(row + 1)};
+                // Matrix h has eight rows and the eight outputs from 8h on. A lane gets two outputs of row g.
 #pragma unroll
                 for (uint32_t h = 0; h < 2; ++h) {
-                    // The smallest variant has eight rows only.
-                    const float* pair = sums + (rows + 8 * i < N ? (rows + 8 * i) / 2 + 2 * h : 0);
-                    matrices[2 * i + h] = transposed(bf16x2(pair[0] * x_scales[0] * w_scales[h],
-                                                            pair[1] * x_scales[1] * w_scales[h]));
+                    const float* pair = sums + (rows + 8 * i) / 2 + 2 * h;
+                    words[(8 * i + g) * ROW_WORDS + warp * 8 + h * 4 + t] = transposed(
+                        bf16x2(pair[0] * x_scales[0] * w_scales[h], pair[1] * x_scales[1] * w_scales[h]));
                 }
             }
-            // Lane t of the four that have a row takes all of matrix t's row.
-            exchange(matrices[0], matrices[1], 1);
-            exchange(matrices[2], matrices[3], 1);
-            exchange(matrices[0], matrices[2], 2);
-            exchange(matrices[1], matrices[3], 2);
-            const uint32_t m = rows + 8 * (t / 2) + g, n = segment.tile * TILE + warp * 16 + 8 * (t % 2);
-            if (m < N && segment.row + m < p.m && n < p.n) store_outputs(segment.row + m, n, matrices);
+            sync_warpgroup(group);
+            const uint32_t row = rows + thread / 8, m = segment.row + row;
+            if (row >= N || m >= p.m || n >= p.n) continue;
+            const auto* from = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS);
+            store_outputs(outputs.at<uint16_t>(m) + n, n, from[thread % 8]);
         }
     }
 
-    // Of two words in each of two lanes, `step` apart, the lower lane gets both first ones and the upper lane
-    // both second ones.
-    static DEVICE_MEMBER void exchange(uint32_t& first, uint32_t& second, uint32_t step) {
-        const bool upper = lane_id() & step;
-        const uint32_t other = __shfl_xor_sync(~0u, upper ? first : second, static_cast<int>(step));
-        (upper ? first : second) = other;
+    // Waits for the threads of this warpgroup. Constant ids, so that the kernel takes few barriers.
+    static DEVICE_MEMBER void sync_warpgroup(uint32_t group) {
+        if (group == 0) {
+            group_sync(2, 128);
+        } else {
+            group_sync(3, 128);
+        }
     }
 
-    // Stores eight outputs of a row from `n` on, of which at least the first exists.
-    DEVICE_MEMBER void store_outputs(uint32_t m, uint32_t n, const uint32_t (&pairs)[4]) const {
-        uint16_t* out = static_cast<uint16_t*>(p.out) + static_cast<size_t>(m) * p.n + n;
+    // Stores eight outputs of a row from output `n` on, of which at least the first exists.
+    DEVICE_MEMBER void store_outputs(uint16_t* to, uint32_t n, const uint4& pairs) const {
         if (p.n % 8 == 0) {
-            *reinterpret_cast<uint4*>(out) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+            *reinterpret_cast<uint4*>(to) = pairs;
             return;
         }
+        const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
 #pragma unroll
         for (uint32_t i = 0; i < 8; ++i) {
-            if (n + i < p.n) out[i] = static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16);
+            if (n + i < p.n) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
         }
     }
 

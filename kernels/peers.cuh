@@ -6,6 +6,10 @@
 // operation has a barrier at its end, a rank that has done its part signals again and waits for all. After
 // that its inputs may be overwritten, and other ranks' writes to this rank's memory are visible.
 //
+// A product may write a rank's part of a sum to the memory of the ranks that sum it (linear.cu). These writes
+// precede the signals of the sum. An earlier sum of the same memory no longer reads it: a sum of other memory
+// lies between, which every rank began after it had ended the earlier one.
+//
 // If a rank does not signal within the timeout, or has ended, the operation fails on the others: they write
 // its number to host memory and do not wait again. To begin, a block waits only for the first block of each
 // rank. To end, the last block of a rank waits only for the last block of each rank. Therefore the blocks of

@@ -1,7 +1,7 @@
 // OP: x = (base +) the sum over ranks of x, on every rank: an all-reduce in place, or residual += the sum of
 //     deltas
-// INPUTS: parts f32 or bf16 [elements], one of each rank; base f32 [elements] or null, valid in this rank's
-//     share
+// INPUTS: parts f32 or bf16 [elements], one of each rank, of which only this rank's share is accessed; base
+//     f32 [elements] or null, valid in this rank's share
 // OUTPUTS: targets f32 [elements], one of each rank: the parts themselves, or other buffers
 // LAUNCH: any number of blocks of 256 threads on every rank, the same operations in the same order; no shared
 //     memory
@@ -9,7 +9,7 @@
 //     ranks can access
 // NUMERICS: F32, from 0 in rank order, then base + that: the same bits on every rank, and the CPU twin's
 // COST: elements * 8 * (ranks - 1) / ranks bytes in and as many out of a rank (4 each way), with BF16 parts
-//     6; bound by the link
+//     6, or 4 if products have pushed them; bound by the link
 // TWINS: src/comm/local.rs
 #include "peers.cuh"
 

@@ -1,6 +1,6 @@
 // OP: residual += the sum over ranks of delta; out = quant(norm(residual)), with norm as in norm.cu
-// INPUTS: deltas f32 or bf16 [rows, cols], one of each rank; residual f32 [rows, cols], valid in this rank's
-//     rows; weight f32 [cols], bias f32 [cols] or null
+// INPUTS: deltas f32 or bf16 [rows, cols], one of each rank, of which only this rank's rows are accessed;
+//     residual f32 [rows, cols], valid in this rank's rows; weight f32 [cols], bias f32 [cols] or null
 // OUTPUTS: residual in this rank's rows; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows];
 //     one-shot writes this rank's out, two-shot every rank's
 // LAUNCH: any number of blocks; cols alone decides their number of threads, 32 to 512; 4 * cols bytes of
@@ -11,14 +11,16 @@
 // NUMERICS: F32; each sum starts at 0 and adds the ranks in order; one-shot and two-shot give the same bits,
 //     those of reduce.cu followed by norm.cu
 // COST: per rank over the link: one-shot receives rows * cols * (2 or 4) * (ranks - 1) bytes; two-shot
-//     receives 1 / ranks of that, and sends and receives rows * cols * (ranks - 1) / ranks codes; bound by
-//     latency for few rows, then by the link
+//     receives 1 / ranks of that, or nothing if products have pushed the deltas to this rank's memory, and
+//     sends and receives rows * cols * (ranks - 1) / ranks codes; bound by latency for few rows, then by the
+//     link
 // TWINS: src/comm/local.rs
 #include "norm_weights.cuh"
 #include "peers.cuh"
 
 struct ReduceNormParams {
     Peers peers;
+    // Each delta's row 0. In two-shot mode memory may begin with this rank's first row.
     const void* deltas[MAX_RANKS];
     float* residual;
     const float* weight;

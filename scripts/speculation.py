@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Measures what `--speculate ngram` gains, by task and by number of requests at once.
+"""Measures what speculative decoding gains, by task and by number of requests at once.
 
-Two servers of one model run side by side, one without and one with speculative decoding, and take turns: only
-one of them has requests at a time. Their answers are compared: every text must be the same.
+Two or more servers of one model run side by side, one without and the others with speculative decoding, and
+take turns: only one of them has requests at a time. Their answers are compared: every text must be the same.
 
-    python3 scripts/speculation.py DIR [--octant FILE] [--json FILE] [-- FLAGS OF BOTH SERVERS]
+    python3 scripts/speculation.py DIR [--speculate ngram,DRAFT_DIR] [--octant FILE] [--json FILE]
+                                       [-- FLAGS OF ALL SERVERS]
 """
 
 import argparse
@@ -128,39 +129,52 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=160)
     parser.add_argument("--at-once", default="1,4,16")
+    parser.add_argument("--tasks", help="only these, separated by semicolons")
+    parser.add_argument("--speculate", default="ngram", help="methods, separated by commas")
     parser.add_argument("--json")
     parser.add_argument("flags", nargs="*")
     args = parser.parse_args()
     plain = Server(args.octant, args.directory, args.flags)
-    drafting = Server(args.octant, args.directory, ["--speculate", "ngram", *args.flags])
+    methods = args.speculate.split(",")
+    drafting = [Server(args.octant, args.directory, ["--speculate", method, *args.flags])
+                for method in methods]
+    servers = [plain, *drafting]
     rows = []
-    print("| task | requests at once | off, tokens/s | ngram, tokens/s | ratio | drafts accepted |")
-    print("|---|---|---|---|---|---|")
+    print("| task | requests at once | drafts | off, tokens/s | with, tokens/s | ratio | drafts accepted |")
+    print("|---|---|---|---|---|---|---|")
     for task, bodies in tasks().items():
+        if args.tasks and task not in args.tasks.split(";"):
+            continue
         bodies = [{**body, "model": "m", "max_tokens": args.max_tokens} for body in bodies]
         for at_once in map(int, args.at_once.split(",")):
             several = bodies * max(1, at_once // len(bodies))
-            rates = {plain: [], drafting: []}
-            texts, fed, accepted = {}, 0, 0
+            rates = {server: [] for server in servers}
+            counts = {server: [0, 0] for server in servers}
+            texts = {}
             for turn in range(args.rounds + 1):
-                for server in (plain, drafting) if turn % 2 else (drafting, plain):
+                for server in servers if turn % 2 else reversed(servers):
                     texts[server], rate, *drafts = server.run(several, at_once)
                     # The first turn fills the prefix cache.
                     if turn > 0:
                         rates[server].append(rate)
-                        fed, accepted = fed + drafts[0], accepted + drafts[1]
-            assert texts[plain] == texts[drafting], f"{task}: the answers differ"
-            off, ngram = (statistics.median(rates[server]) for server in (plain, drafting))
-            ratio = statistics.median(b / a for a, b in zip(rates[plain], rates[drafting]))
-            share = accepted / fed if fed else 0
-            print(f"| {task} | {at_once} | {off:.0f} | {ngram:.0f} | {ratio:.2f} | {accepted:.0f} of "
-                  f"{fed:.0f} ({100 * share:.0f} %) |", flush=True)
-            rows.append({"task": task, "at_once": at_once, "off": rates[plain], "ngram": rates[drafting],
-                         "ratio": ratio, "fed": fed, "accepted": accepted})
-    for server in (plain, drafting):
+                        counts[server] = [sum(pair) for pair in zip(counts[server], drafts)]
+            for method, server in zip(methods, drafting):
+                assert texts[plain] == texts[server], f"{task}: the answers differ with {method}"
+                off, drafted = (statistics.median(rates[of]) for of in (plain, server))
+                ratio = statistics.median(b / a for a, b in zip(rates[plain], rates[server]))
+                fed, accepted = counts[server]
+                share = accepted / fed if fed else 0
+                name = method if method == "ngram" else "model"
+                print(f"| {task} | {at_once} | {name} | {off:.0f} | {drafted:.0f} | {ratio:.2f} | "
+                      f"{accepted:.0f} of {fed:.0f} ({100 * share:.0f} %) |", flush=True)
+                rows.append({"task": task, "at_once": at_once, "method": method, "off": rates[plain],
+                             "with": rates[server], "ratio": ratio, "fed": fed, "accepted": accepted})
+    for server in servers:
         server.process.stdin.close()
         server.process.wait()
-    print(next((line.strip() for line in drafting.log if "milliseconds of a step" in line), ""))
+    for server in drafting:
+        found = [line.strip() for line in server.log if "milliseconds of a" in line]
+        print("\n".join(found))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(rows, file, indent=1)

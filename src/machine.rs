@@ -1,5 +1,6 @@
-//! Facts about this machine: CPU cores, the memory that this process may take, and its limit of threads.
+//! This machine: CPU cores, the memory that this process may take, and its limit of threads.
 
+pub(crate) mod allocator;
 mod cgroup;
 mod cpu;
 mod memory;

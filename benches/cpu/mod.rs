@@ -39,6 +39,7 @@ pub fn start(dir: &Path, model: &ModelConfig, settings: &RunnerSettings) -> Runn
         processors: Vec::new(),
         model: weights,
         cache: CacheSpec { layers: model.layers, blocks, heads: model.heads, dtype: kv_dtype(precision) },
+        draft: None,
         max_num_seqs,
         max_num_batched_tokens,
         vocab: model.vocab,

@@ -7,7 +7,8 @@ use crate::stdio::results::print_line;
 
 /// Seconds of each operation, one entry for each number of rows.
 struct Times {
-    /// Reduce and norm of BF16 parts in one kernel: computed by every rank, and divided between ranks.
+    /// Reduce and norm of BF16 parts in one kernel, after a product that computes the parts: computed by
+    /// every rank, and divided between ranks.
     fused: Vec<[f64; 2]>,
     /// All-reduce of F32 by our kernels.
     all_reduce: Vec<f64>,
@@ -30,7 +31,7 @@ pub fn run(args: &BenchReduceArgs) -> anyhow::Result<ExitCode> {
     }
     print_line!(
         "{ranks} ranks on GPUs {:?}, rows of {} floats, BF16 where a norm follows; microseconds, the best of \
-         some",
+         some; `fused` with a product of 128 inputs before each sum",
         args.gpus,
         args.hidden
     )?;

@@ -79,6 +79,7 @@ pub(super) fn config(running: usize, prompt: usize, waiting: usize) -> Scheduler
         reward_width: 0,
         policy: Policy::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
@@ -128,6 +129,12 @@ impl Executor for FixedLengthSteps {
         self.free_at = self.free_at.max(now) + self.step;
         self.outstanding.push_back((output(plan), self.free_at));
         Ok(())
+    }
+
+    fn wait(&mut self, until: Instant) {
+        if let Some((_, end)) = self.outstanding.front() {
+            std::thread::sleep(until.min(*end).saturating_duration_since(Instant::now()));
+        }
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {

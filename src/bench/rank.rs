@@ -172,6 +172,7 @@ impl Setup {
             processors: Vec::new(),
             model,
             cache: plan.cache(&limited, KvDtype::Fp8),
+            draft: None,
             max_num_seqs: batch,
             max_num_batched_tokens: rows,
             vocab,

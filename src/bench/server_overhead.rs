@@ -160,8 +160,8 @@ impl GpuFile {
         let path = std::env::temp_dir().join(format!("octant-bench-host-{}.toml", std::process::id()));
         let text = format!(
             "name = \"a GPU of steps of {seconds} s\"\nmemory = 85_520_809_984\nusable = 0.92\nread = 1e21\n\
-             products = 1e24\nattention = 1e24\nstep_overhead = {seconds:?}\nlayer_overhead = 1e-12\n\
-             all_reduce = [[1e18, 1e-12]]\n"
+             l2 = 1e21\nproducts = 1e24\nattention = 1e24\nlaunch = 0.0\nstep_overhead = {seconds:?}\n\
+             layer_overhead = 1e-12\nall_reduce = [[1e18, 1e-12]]\n"
         );
         std::fs::write(&path, text).with_context(|| path.display().to_string())?;
         Ok(Self(path))

@@ -90,6 +90,7 @@ impl Steps {
             blocks: (first..first + blocks).map(|b| b as u32).collect(),
             sample: true,
             drafts: 0,
+            proposals: 0,
             score: Vec::new(),
             score_from: 0,
             reward: false,

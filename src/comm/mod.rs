@@ -33,11 +33,24 @@ pub trait Communicator<D: Device>: Send + 'static {
     fn all_reduce(&self, device: &D, x: &mut Floats<D>) -> Result<(), DeviceError>;
     /// whole \[rows, size × cols\] = the parts \[rows, cols\] of all ranks, side by side in rank order.
     fn all_gather(&self, device: &D, part: &Floats<D>, whole: &mut Floats<D>) -> Result<(), DeviceError>;
+    /// delta = x · matrixᵀ, this rank's part of a sum, for the next [`Communicator::reduce_norm`] or
+    /// [`Communicator::reduce_add`]. Only these may read `delta` afterwards: a group may store rows of the
+    /// part in other ranks' memory.
+    fn linear_part(
+        &self,
+        device: &D,
+        x: &D::Acts,
+        matrix: &D::Matrix,
+        delta: &mut Floats<D>,
+    ) -> Result<(), DeviceError> {
+        device.linear(x, matrix, delta)
+    }
     /// residual += Σ over ranks of delta; out = quant(norm(residual)). The sum is F32, also of BF16 parts; a
     /// group whose sums need not be deterministic may round it to the type of `delta`.
     ///
-    /// Afterwards a rank may lack rows of the residual until [`Communicator::reduce_add`]. Consecutive calls
-    /// have different deltas; the second next call may overwrite a delta.
+    /// The parts come from [`Communicator::linear_part`]. Afterwards a rank may lack rows of the residual
+    /// until [`Communicator::reduce_add`]. Consecutive sums have different deltas; the part of the second
+    /// next sum may overwrite a delta.
     fn reduce_norm(
         &self,
         device: &D,
@@ -50,7 +63,8 @@ pub trait Communicator<D: Device>: Send + 'static {
         self.all_reduce(device, delta)?;
         device.norm(residual, Some(delta), norm, quant, out)
     }
-    /// residual += Σ over ranks of delta. Afterwards every rank has all rows of the residual.
+    /// residual += Σ over ranks of delta, with parts as those of [`Communicator::reduce_norm`]. Afterwards
+    /// every rank has all rows of the residual.
     fn reduce_add(&self, device: &D, update: ResidualUpdate<'_, D>) -> Result<(), DeviceError> {
         let ResidualUpdate { residual, delta } = update;
         self.all_reduce(device, delta)?;

@@ -2,18 +2,26 @@
 //! reduces all of them (one-shot); with more rows each rank reduces its share and writes it to the others
 //! (two-shot). Both give the same bits. The number of rows from which two-shot mode is faster is
 //! measured at start. One-shot sums of a few rows of BF16 go by packets.
+//!
+//! In two-shot mode the product whose results are summed stores each row in the memory of the rank that sums
+//! it. cuBLASLt cannot do that, so it computes no such product.
 
 use std::time::{Duration, Instant};
 
 use super::{Communicator, GroupBuffers, Local, Message, ResidualUpdate};
-use crate::device::cuda::{Acts, Cuda, Floats, Peers, ReduceMode, Reduction};
-use crate::device::{ActQuant, Device, DeviceError, Norm, NormKind, PEER, upload_floats};
+use crate::device::cuda::{Acts, Cuda, Floats, Matrix, Peers, ReduceMode, Reduction};
+use crate::device::{
+    ActQuant, Activation, Device, DeviceError, MatrixShape, Norm, NormKind, PEER, upload_floats,
+};
 
 /// The least timeout of the threads' barrier. Some ranks take far longer than others to allocate and measure.
 pub(super) const START_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Numbers of rows at which both modes are measured.
 const MEASURED_ROWS: [usize; 7] = [1, 2, 4, 8, 16, 32, 64];
+
+/// Inputs of the products whose results are summed: few, so that sums take most of the time.
+const MEASURED_INPUTS: usize = 128;
 
 /// Reductions per timed run.
 const REDUCTIONS: usize = 20;
@@ -74,7 +82,8 @@ impl P2p {
     }
 
     /// Measures reductions of each number of rows, in place of those of `largest`: seconds in one-shot and in
-    /// two-shot mode. Every rank of the group calls this, and gets its own figures.
+    /// two-shot mode, with a product of [`MEASURED_INPUTS`] inputs that computes the parts. Every rank of the
+    /// group calls this, and gets its own figures.
     ///
     /// # Errors
     /// If a rank does not take part, or memory runs out.
@@ -86,11 +95,13 @@ impl P2p {
     ) -> Result<Vec<[f64; 2]>, DeviceError> {
         let Message { float_type, cols, .. } = largest;
         let most = counts.iter().copied().max().unwrap_or(1);
-        let delta = || cuda.floats_of(float_type, most, cols);
+        // Room for the parts of all ranks.
+        let delta = || cuda.floats_of(float_type, most.next_multiple_of(self.peers.size()), cols);
         let weight = upload_floats(cuda, cols, &vec![1.0; cols])?;
         let mut bench = ReductionBench {
             residual: cuda.floats(most, cols)?,
             deltas: [delta()?, delta()?],
+            product: BenchProduct::new(cuda, most, cols)?,
             norm: Norm { kind: NormKind::RmsNorm, weight, bias: None, eps: 1.0 },
             out: cuda.acts(most, cols)?,
             mark: upload_floats(cuda, 1, &[0.0])?,
@@ -118,23 +129,41 @@ impl P2p {
         rows: usize,
         mode: ReduceMode,
     ) -> Result<f64, DeviceError> {
-        let ReductionBench { residual, deltas, norm, out, mark } = bench;
+        let ReductionBench { residual, deltas, product, norm, out, mark } = bench;
         let zeros = vec![0.0; rows * residual.cols()];
         cuda.write(&zeros, residual)?;
         deltas.iter_mut().try_for_each(|delta| cuda.write(&zeros, delta))?;
+        product.set_rows(cuda, rows)?;
         let mut best = f64::INFINITY;
         for _ in 0..RUNS {
             cuda.read(mark)?;
             self.threads.barrier()?;
             let begun = Instant::now();
             for turn in 0..REDUCTIONS {
-                let reduction = Reduction { residual: &mut *residual, delta: &deltas[turn % 2], mode };
+                let delta = &mut deltas[turn % 2];
+                self.compute_part(cuda, &product.inputs, &product.matrix, delta, mode)?;
+                let reduction = Reduction { residual: &mut *residual, delta, mode };
                 self.peers.reduce_norm(cuda, reduction, norm, ActQuant::Fp8PerToken, out)?;
             }
             cuda.read(mark)?;
             best = best.min(begun.elapsed().as_secs_f64() / REDUCTIONS as f64);
         }
         Ok(best)
+    }
+
+    /// delta = inputs · matrixᵀ, for a reduction in a mode.
+    fn compute_part(
+        &self,
+        cuda: &Cuda,
+        inputs: &Acts,
+        matrix: &Matrix,
+        delta: &mut Floats,
+        mode: ReduceMode,
+    ) -> Result<(), DeviceError> {
+        match mode {
+            ReduceMode::OneShot => cuda.linear(inputs, matrix, delta),
+            ReduceMode::TwoShot => self.peers.push_product(cuda, inputs, matrix, delta),
+        }
     }
 }
 
@@ -185,10 +214,37 @@ struct MeasuredRank {
 struct ReductionBench {
     residual: Floats,
     deltas: [Floats; 2],
+    /// Computes the deltas.
+    product: BenchProduct,
     norm: Norm<Cuda>,
     out: Acts,
     /// One element. Reading it waits for all work enqueued before.
     mark: Floats,
+}
+
+/// A product of zeros.
+struct BenchProduct {
+    values: Floats,
+    inputs: Acts,
+    matrix: Matrix,
+}
+
+impl BenchProduct {
+    /// A product of up to `rows` rows with `cols` outputs.
+    fn new(cuda: &Cuda, rows: usize, cols: usize) -> Result<Self, DeviceError> {
+        let shape = MatrixShape { out: cols, input: MEASURED_INPUTS, bf16: false };
+        Ok(Self {
+            values: cuda.floats(rows, MEASURED_INPUTS)?,
+            inputs: cuda.acts(rows, MEASURED_INPUTS)?,
+            matrix: cuda.zeros(shape)?,
+        })
+    }
+
+    fn set_rows(&mut self, cuda: &Cuda, rows: usize) -> Result<(), DeviceError> {
+        let Self { values, inputs, .. } = self;
+        cuda.write(&vec![0.0; rows * MEASURED_INPUTS], values)?;
+        cuda.activation(Activation::SquaredRelu, values, ActQuant::Fp8PerToken, inputs)
+    }
 }
 
 impl Communicator<Cuda> for P2p {
@@ -198,6 +254,16 @@ impl Communicator<Cuda> for P2p {
 
     fn all_reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
         self.peers.reduce(cuda, x)
+    }
+
+    fn linear_part(
+        &self,
+        cuda: &Cuda,
+        x: &Acts,
+        matrix: &Matrix,
+        delta: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        self.compute_part(cuda, x, matrix, delta, self.mode(x.rows()))
     }
 
     fn all_gather(&self, cuda: &Cuda, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {

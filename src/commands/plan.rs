@@ -8,6 +8,8 @@ mod tables;
 
 use std::process::ExitCode;
 
+use anyhow::Context;
+
 use crate::config::PlanArgs;
 use crate::hub::{self, Part};
 use crate::stdio::{Log, results};
@@ -16,6 +18,10 @@ use crate::stdio::{Log, results};
 /// the KV cache.
 pub fn run(mut args: PlanArgs, log: &Log) -> anyhow::Result<ExitCode> {
     args.config = hub::directory(&args.config, Part::Configuration, &log.handle().bars)?;
+    if let Some(draft) = &mut args.speculate {
+        let found = hub::directory(draft, Part::Configuration, &log.handle().bars);
+        *draft = found.context("--speculate")?;
+    }
     let report = report::report(&args)?;
     let text = match args.json {
         true => format!("{}\n", serde_json::to_string_pretty(&report)?),

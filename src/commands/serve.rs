@@ -12,13 +12,13 @@ use axum::http::StatusCode;
 use rustix::process::{Resource, Signal, getpid, getrlimit, kill_process, setrlimit};
 
 use crate::batch::Store;
-use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs};
+use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs, Speculate};
 use crate::device::cpu::use_one_malloc_arena;
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::hub::{self, HubError, ModelName, Part};
 use crate::launch::{self, Devices, Prepared, prepare, recording};
-use crate::machine::check_threads;
+use crate::machine::{allocator, check_threads};
 use crate::model::{HeadDtype, Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
@@ -147,8 +147,21 @@ pub(super) fn open(
     if let Some(simulated) = &mut config.simulation.simulate_config {
         *simulated = hub::directory(simulated, Part::Configuration, bars).context("--simulate-config")?;
     }
+    if let Speculate::Draft(draft) = &mut config.speculation.speculate {
+        let part = weights_or_not(config.device.device);
+        *draft = hub::directory(draft, part, bars).context("--speculate")?;
+        check_directory(draft).context("--speculate")?;
+    }
     status.starting(Stage::Reading);
     Ok((prepare(config, &devices, status)?, devices))
+}
+
+/// The part of a model that a device needs.
+fn weights_or_not(device: DeviceName) -> Part {
+    match device {
+        DeviceName::Simulate => Part::WithoutWeights,
+        DeviceName::Cpu | DeviceName::Cuda => Part::Model,
+    }
 }
 
 /// Downloads the model as far as it is not in the cache. Its name stays the name that clients use.
@@ -158,10 +171,7 @@ fn download(
     status: &ServerStatus,
     bars: &ProgressBars,
 ) -> Result<(), HubError> {
-    let part = match config.device.device {
-        DeviceName::Simulate => Part::WithoutWeights,
-        _ => Part::Model,
-    };
+    let part = weights_or_not(config.device.device);
     status.starting(Stage::Downloading);
     let snapshot =
         hub::fetch(name, part, bars, &mut |progress| status.loading(progress.done, progress.total))?;
@@ -271,6 +281,7 @@ async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::
         ..Settings::new(String::new(), p.eos)
     };
     let state = ServerState::new(generator, settings, p.status);
+    allocator::release_freed_memory();
     tracing::info!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
     let times = DrainTimes { grace: p.config.timeouts.drain_grace, timeout: p.config.timeouts.drain_timeout };
     let watched = Arc::clone(&state);
@@ -382,6 +393,10 @@ pub(super) fn log_banner(p: &Prepared, devices: &Devices) {
     tracing::info!("parameters  {:.1} M", p.model.parameters() as f64 / 1e6);
     let head = if p.model.head_dtype == HeadDtype::Fp8 { "LM head FP8, " } else { "" };
     tracing::info!("precision   {precision}, {head}KV cache {:?}", p.kv);
+    if let Some(draft) = &p.draft {
+        let (parameters, weights) = (draft.model.parameters() as f64 / 1e6, gib(draft.needs.weights));
+        tracing::info!("drafts      by {}, {parameters:.1} M parameters, {weights}", draft.dir.display());
+    }
     if let Some(scoring) = &p.scoring {
         tracing::info!("score       {scoring}");
     }

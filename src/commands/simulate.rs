@@ -16,7 +16,7 @@ use crate::hub::{self, Part};
 use crate::launch::cost_inputs::{CostInputs, Overrides, forecast, step_times};
 use crate::launch::devices::GPU_IN_FLIGHT;
 use crate::launch::simulated::usable_memory;
-use crate::model::StepRoom;
+use crate::model::{ModelConfig, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::scheduler::Policy;
 use crate::simulator::replay::{self, Replayed};
@@ -25,7 +25,7 @@ use crate::simulator::simulation_report::{SimulationReport, Slo, predicted_and_a
 use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
-use crate::simulator::{RequestTimeline, ServerSample, SimulatedModel};
+use crate::simulator::{RequestTimeline, ServerSample, SimulatedDraftModel, SimulatedModel};
 use crate::stdio::Log;
 use crate::stdio::results::print;
 
@@ -41,6 +41,9 @@ pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
     args.policy.check()?;
     if let Some(config) = &mut args.config {
         *config = hub::directory(config, Part::Configuration, &log.handle().bars)?;
+    }
+    if let Some(Speculate::Draft(draft)) = &mut args.speculate {
+        *draft = hub::directory(draft, Part::Configuration, &log.handle().bars).context("--speculate")?;
     }
     let args = &args;
     let runs = match &args.replay {
@@ -72,13 +75,14 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<Vec<FinishedRun>> {
             arrivals
         }
     };
-    if let Some(acceptance) = args.acceptance {
+    if let Some(acceptance) = args.acceptance.filter(|_| inputs.draft.is_none()) {
         workload::repeat_prompts(&mut arrivals, acceptance.into(), args.seed);
     }
     let cost = inputs.cost()?;
-    let (forecast, step_times) = (forecast(&cost, &config, 1.0), step_times(&cost, &config));
+    let draft = inputs.draft_model(acceptance(args))?;
+    let (forecast, step_times) = (forecast(&cost, &config, 1.0), step_times(&cost, draft.as_ref(), &config));
     let run = |name: String, target: TargetItl| {
-        let model = SimulatedModel::scripted(cost.clone());
+        let model = SimulatedModel::scripted(cost.clone()).with_draft_model(draft.clone());
         let mut server = VirtualTime::new(config.clone(), GPU_IN_FLIGHT, model);
         server.set_forecast(forecast.clone().with_target_itl(target));
         server.set_step_times(step_times.clone());
@@ -93,6 +97,11 @@ fn simulated(args: &SimulateArgs) -> anyhow::Result<Vec<FinishedRun>> {
         [target] => Ok(vec![run("simulated".to_owned(), target)?]),
         ref targets => targets.iter().map(|target| run(format!("target ITL {target}"), *target)).collect(),
     }
+}
+
+/// The share of a draft model's drafts that are accepted.
+fn acceptance(args: &SimulateArgs) -> f64 {
+    args.acceptance.map_or(SimulatedDraftModel::ACCEPTANCE, f64::from)
 }
 
 fn synthetic(args: &SimulateArgs) -> anyhow::Result<SyntheticWorkload> {
@@ -149,6 +158,7 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
             config: trace.header.config.clone(),
             max_ttft: None,
             target_itl: recorded_target,
+            acceptance: acceptance(args),
         };
         let inputs = CostInputs::new(&overrides(args), about)?;
         let config = scheduler_config(args, &inputs, Some(&trace.header.config))?;
@@ -158,6 +168,7 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
             config,
             max_ttft: args.policy.max_ttft,
             target_itl: args.target_itl.first().copied().unwrap_or(recorded_target),
+            acceptance: acceptance(args),
         };
         for resimulation in [as_recorded, as_changed] {
             runs.push(resimulation.run(&replayed, trace.header.in_flight)?);
@@ -173,14 +184,18 @@ struct Resimulation {
     config: SchedulerConfig,
     max_ttft: Option<f64>,
     target_itl: TargetItl,
+    /// The share of a draft model's drafts that are accepted.
+    acceptance: f64,
 }
 
 impl Resimulation {
     fn run(self, replayed: &Replayed, in_flight: usize) -> anyhow::Result<FinishedRun> {
         let cost = self.inputs.cost()?;
         let forecast = forecast(&cost, &self.config, 1.0).with_target_itl(self.target_itl);
-        let step_times = step_times(&cost, &self.config);
-        let model = SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width);
+        let draft = self.inputs.draft_model(self.acceptance)?;
+        let step_times = step_times(&cost, draft.as_ref(), &self.config);
+        let model =
+            SimulatedModel::scripted(cost).with_reward_head(self.config.reward_width).with_draft_model(draft);
         let mut server = VirtualTime::new(self.config, in_flight, model);
         server.set_forecast(forecast);
         server.set_step_times(step_times);
@@ -202,6 +217,7 @@ fn recorded_target_itl(about: &[(String, String)]) -> anyhow::Result<TargetItl> 
 fn overrides(args: &SimulateArgs) -> Overrides {
     Overrides {
         config: args.config.clone(),
+        speculate: args.speculate.clone(),
         gpu: args.gpu.clone(),
         ranks: args.tp,
         precision: args.quantization,
@@ -237,7 +253,8 @@ fn scheduler_config(
         || args.gpu.is_some()
         || args.kv_cache_dtype.is_some()
         || args.quantization.is_some()
-        || args.lm_head_dtype.is_some();
+        || args.lm_head_dtype.is_some()
+        || matches!(args.speculate, Some(Speculate::Draft(_)));
     let num_blocks = match r.filter(|_| !resized) {
         Some(recorded) => recorded.num_blocks,
         None => {
@@ -248,10 +265,17 @@ fn scheduler_config(
                 slots: max_num_seqs,
                 deterministic: inputs.deterministic,
             };
-            let needs = MemoryNeeds::new(&share, &Layout::CUDA, inputs.precision, inputs.kv, &room);
+            let needs = |share: &ModelConfig, room: &StepRoom| {
+                MemoryNeeds::new(share, &Layout::CUDA, inputs.precision, inputs.kv, room)
+            };
+            let mut sum = needs(&share, &room);
+            if let Some(draft) = &inputs.draft {
+                let share = draft.share(inputs.ranks).map_err(anyhow::Error::msg).context("--speculate")?;
+                sum = sum.beside(&needs(&share, &StepRoom { deterministic: true, ..room }));
+            }
             let memory = usable_memory(&inputs.hardware);
             let kv = args.kv_cache_memory.map(|size| size.0);
-            MemoryPlan::new(needs, memory, kv, max_model_len, max_num_seqs)?.blocks
+            MemoryPlan::new(sum, memory, kv, max_model_len, max_num_seqs)?.blocks
         }
     };
     let requests = args.max_queue_requests.or(r.map(|c| c.max_queue_requests));
@@ -270,13 +294,14 @@ fn scheduler_config(
         reward_width: r.map_or(0, |c| c.reward_width),
         policy: policy(&args.policy, r.map(|c| c.policy.clone()).unwrap_or_default()),
         max_drafts: max_drafts(args, r),
+        draft_model: inputs.draft.is_some(),
     })
 }
 
 /// The most drafts of a row: from the arguments, else from the recording, else none.
 fn max_drafts(args: &SimulateArgs, recorded: Option<&SchedulerConfig>) -> usize {
     let recorded = recorded.map_or(0, |config| config.max_drafts);
-    let speculates = args.speculate.map_or(recorded > 0, |method| method == Speculate::Ngram);
+    let speculates = args.speculate.as_ref().map_or(recorded > 0, |method| *method != Speculate::Off);
     let usual = if recorded > 0 { recorded } else { SpeculationArgs::TOKENS };
     if speculates { args.speculative_tokens.unwrap_or(usual) } else { 0 }
 }

@@ -137,7 +137,7 @@ const DEFAULTS: [OtherFlag; 18] = [
 ];
 
 /// The model and its files.
-const MODEL: [OtherFlag; 21] = [
+const MODEL: [OtherFlag; 20] = [
     refuse(
         &["trust-remote-code"],
         "Octant never runs code of a model directory; leave this flag out (the supported architectures \
@@ -194,11 +194,8 @@ const MODEL: [OtherFlag; 21] = [
             "ngram-prompt-lookup-max",
             "ngram-prompt-lookup-min",
         ],
-        "write --speculate ngram, and --speculative-tokens N for the number of drafts",
-    ),
-    refuse(
-        &["speculative-model", "speculative-draft-model-path", "model-draft", "-md"],
-        "draft models are not supported; --speculate ngram needs none",
+        "write --speculate ngram or --speculate DIR for a draft model, and --speculative-tokens N for the \
+         number of drafts",
     ),
     refuse(
         &["tool-parser-plugin"],

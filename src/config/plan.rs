@@ -43,6 +43,10 @@ pub struct PlanArgs {
     /// Element type of an LM head that the checkpoint stores as floats [default: as for `octant serve`]
     #[arg(long, value_name = "TYPE", ignore_case = true)]
     pub(crate) lm_head_dtype: Option<HeadDtype>,
+    /// Draft model of --speculate, whose memory counts too: a directory with its config.json, or ORG/NAME.
+    /// Step times are those without drafts
+    #[arg(long, value_name = "DIR|NAME", value_parser = model(), alias = "speculative-model")]
+    pub(crate) speculate: Option<PathBuf>,
     /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = position_count())]
     pub(crate) max_model_len: Option<usize>,

@@ -10,6 +10,7 @@ use clap::Args;
 use super::parsers::{
     at_least_0, at_least_1, at_most, boolean, fraction, got, model, rank_count, target_itl, whole,
 };
+use super::speculation::speculate;
 use super::{
     AdmissionArgs, ConfigError, SchedulingArgs, SimulationArgs, Size, Speculate, SpeculationArgs, name,
 };
@@ -270,9 +271,13 @@ pub struct SimulateArgs {
     /// Speculative decoding.
     #[arg(
         long,
-        value_name = "METHOD",
-        ignore_case = true,
-        help = or_recorded("Speculative decoding; drafts are chosen by the cost model's step times", "off")
+        value_name = "off|ngram|DIR|NAME",
+        value_parser = speculate(),
+        help = or_recorded(
+            "Speculative decoding: off, ngram, or a draft model, of which config.json is read; drafts are \
+             chosen by the cost model's step times",
+            "off"
+        )
     )]
     pub(crate) speculate: Option<Speculate>,
     /// Maximum drafts of a sequence in one step.
@@ -283,10 +288,10 @@ pub struct SimulateArgs {
         help = or_recorded("Maximum drafts of a sequence in one step", SpeculationArgs::TOKENS)
     )]
     pub(crate) speculative_tokens: Option<usize>,
-    /// Share of the drafts that are accepted, from 0 to 1: answers repeat their prompts, and one token in
-    /// 1/(1 - SHARE) differs. If it is not given, the tokens of answers are random; those of a recording are
-    /// the recorded ones
-    #[arg(long, value_name = "SHARE", value_parser = fraction, conflicts_with = "replay")]
+    /// Share of the drafts that are accepted, from 0 to 1. With --speculate ngram, answers then repeat their
+    /// prompts, and one token in 1/(1 - SHARE) differs; if it is not given, the tokens of answers are random.
+    /// With a draft model, the default is 0.7
+    #[arg(long, value_name = "SHARE", value_parser = fraction)]
     pub(crate) acceptance: Option<f32>,
     /// Scheduling policy and admission.
     #[command(flatten)]

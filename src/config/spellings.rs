@@ -14,11 +14,12 @@ use super::parsers::is_boolean;
 use super::{ConfigError, clap_errors, other_servers};
 
 /// Names with one hyphen, and the flags that they stand for.
-const SHORT: [(&str, &str); 7] = [
+const SHORT: [(&str, &str); 8] = [
     ("-tp", "tensor-parallel-size"),
     ("-m", "model"),
     ("-a", "served-model-name"),
     ("-q", "quantization"),
+    ("-md", "speculate"),
     ("-np", "max-num-seqs"),
     ("-p", "port"),
     ("-t", "threads"),

@@ -86,7 +86,7 @@ const TERMS: [TermFigures; 11] = [
     TermFigures::new("kv", &["read"]).of(Kernel::Attention, Limit::Memory),
     TermFigures::new("attention", &["attention"]).of(Kernel::Attention, Limit::Arithmetic),
     TermFigures::new("activations", &["read", "cache"]).of(Kernel::Rows, Limit::Memory),
-    TermFigures::new("reduce", &["all_reduce", "read"]).of(Kernel::Linear, Limit::Memory),
+    TermFigures::new("reduce", &["all_reduce", "l2", "launch", "read"]).of(Kernel::Linear, Limit::L2),
     TermFigures::new("gather", &["all_reduce"]),
     TermFigures::new("overhead", &["step_overhead", "layer_overhead"]),
 ];

@@ -116,7 +116,7 @@ impl Product {
     /// it if that is faster.
     pub(super) fn time(&self, rows: usize, layers: usize, gpu: &Hardware, library: bool) -> ProductTime {
         let most = self.operands.max_rows();
-        let own = match self.cuts.division(rows, most) {
+        let own = match self.division(rows) {
             Division::Whole => self.whole(rows, gpu),
             Division::Spread => {
                 let launches = (0..rows).step_by(most.spread).map(|first| most.spread.min(rows - first));
@@ -126,6 +126,28 @@ impl Product {
         let others = library && self.operands == Operands::Fp8 && rows >= LIBRARY_MIN_ROWS;
         let theirs = if others { self.library(rows, gpu) } else { own };
         (if theirs.total < own.total { theirs } else { own }).times(layers as f64)
+    }
+
+    fn division(&self, rows: usize) -> Division {
+        self.cuts.division(rows, self.operands.max_rows())
+    }
+
+    /// Seconds of `sending`, the time to send the results to other ranks, that pass while the product of
+    /// `rows` rows runs. If blocks share the chunks of tiles, all tiles end at about the same time, so none
+    /// do. Otherwise only the results of each block's last tile are sent after the launch.
+    pub(super) fn hidden(&self, sending: f64, rows: usize, gpu: &Hardware) -> f64 {
+        match self.division(rows) {
+            Division::Spread => 0.0,
+            Division::Whole => {
+                let before = 1.0 - 1.0 / self.rounds(rows) as f64;
+                before * sending.min(self.whole(rows, gpu).total)
+            }
+        }
+    }
+
+    /// Tiles that the busiest block of a launch of whole tiles computes.
+    fn rounds(&self, rows: usize) -> usize {
+        self.cuts.rounds(rows.div_ceil(self.operands.max_rows().whole))
     }
 
     /// A launch in which each block computes one part for all rows. Weights are read from memory once.

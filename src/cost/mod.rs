@@ -38,9 +38,11 @@ pub struct RowShape {
 const TWO_SHOT_MIN: f64 = 512e3;
 
 /// Bytes per element of what ranks send one another, and of a layer's results. A one-shot sum takes as long
-/// as an all-reduce of the parts, which every rank reads. In a two-shot sum, each rank first adds up the
-/// parts of its share and then passes the result on. Each of the two phases is half of an all-reduce's
-/// traffic, so a two-shot sum takes as long as an all-reduce with the mean of both sizes.
+/// as an all-reduce of the parts, which every rank reads. In a two-shot sum, each rank first gets the parts
+/// of its share, adds them up and then passes the result on. Each of the two phases is half of an
+/// all-reduce's traffic, so a two-shot sum takes as long as an all-reduce with the mean of both sizes, less
+/// what passes while the product that sends the parts still runs ([`Product::hidden`]). A rank then reads the
+/// parts from its own L2 cache; what does not fit there counts as an intermediate result.
 #[derive(Debug, Clone, Copy)]
 struct ElementBytes {
     /// Results of products, and so the parts of sums.
@@ -73,14 +75,14 @@ pub struct CostModel {
     /// One rank's share of the model.
     share: ModelConfig,
     ranks: usize,
-    /// The products of a layer.
+    /// The products of a layer: QKV, attention output, MLP up, MLP down.
     products: [Product; 4],
     /// Bytes per element of the LM head.
     head_element: f64,
     /// Bytes per element of the KV cache.
     kv_element: f64,
     bytes: ElementBytes,
-    /// Whether cuBLASLt computes the products of many rows where it is faster.
+    /// Whether cuBLASLt computes the products of many rows where it is faster, except for parts of sums.
     library: bool,
 }
 
@@ -141,7 +143,12 @@ impl CostModel {
         let linear: ProductTime = self
             .products
             .iter()
-            .map(|product| product.time(count, share.layers, hardware, self.library))
+            .zip([false, true, false, true])
+            .map(|(product, is_part)| {
+                // The library cannot store parts in other ranks' memory.
+                let library = self.library && !(is_part && self.ranks > 1);
+                product.time(count, share.layers, hardware, library)
+            })
             .sum();
         let of_head = |limit| hardware.share(Kernel::Linear, limit, LOGIT_ROWS);
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
@@ -159,7 +166,7 @@ impl CostModel {
             kv: layers * attention.reading(self.kv_element, kv_rate),
             attention: layers * attention.multiplying(attention_rate),
             activations: layers * self.spilled_bytes(tokens) / rows_rate,
-            reduce: self.reduce_seconds(tokens) - hidden,
+            reduce: self.reduce_seconds(count) - hidden,
             gather: self.gather_seconds(logits),
             overhead: hardware.step_overhead + layers * hardware.layer_overhead,
         }
@@ -187,18 +194,23 @@ impl CostModel {
         2.0 * (results.iter().sum::<f64>() + spilled(queries, F32_BYTES))
     }
 
-    /// Seconds of all sums between ranks. Each layer has two sums; each is one-shot or two-shot, whichever is
-    /// faster. The sums of the embedding and of the last layer are F32 on every rank.
-    fn reduce_seconds(&self, tokens: f64) -> f64 {
+    /// Seconds of all sums between ranks. Each layer has two sums, after attention and after the MLP; they
+    /// are one-shot or two-shot, whichever is faster. The sums of the embedding and of the last layer are
+    /// F32 on every rank.
+    fn reduce_seconds(&self, rows: usize) -> f64 {
         if self.ranks == 1 {
             return 0.0;
         }
-        let elements = tokens * self.share.hidden as f64;
+        let (elements, hardware) = ((rows * self.share.hidden) as f64, &self.hardware);
         let ElementBytes { result, input } = self.bytes;
-        let seconds = |each: f64, least: f64| self.hardware.all_reduce_seconds((each * elements).max(least));
+        let seconds = |each: f64, least: f64| hardware.all_reduce_seconds((each * elements).max(least));
         let (one_shot, two_shot) = (seconds(result, 0.0), seconds((result + input) / 2.0, TWO_SHOT_MIN));
+        let (sending, reading) = (seconds(result, 0.0) / 2.0, result * elements / hardware.l2);
+        let pushed = |product: &Product| two_shot + reading - product.hidden(sending, rows, hardware);
+        let [_, attention, _, mlp] = &self.products;
+        let two_shots = pushed(attention) + pushed(mlp);
         let (first, last) = (seconds(F32_BYTES, 0.0), seconds((result + F32_BYTES) / 2.0, 0.0));
-        (2.0 * self.share.layers as f64 - 1.0) * one_shot.min(two_shot) + first + last
+        (self.share.layers as f64 - 0.5) * two_shots.min(2.0 * one_shot) + first + last
     }
 
     /// Seconds of the sums between ranks that are saved because the products after them already read weights.

@@ -312,6 +312,10 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// The device's memory needs, and whether it captures operations.
     const LAYOUT: Layout;
 
+    /// The same hardware with scratch memory of its own, for a second model: operations of both run one after
+    /// the other. Its products are deterministic.
+    fn sibling(&self) -> Self;
+
     // Weights.
 
     /// Allocates a matrix of zeros, to be written row by row.

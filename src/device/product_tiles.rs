@@ -107,6 +107,7 @@ impl Cuts {
     }
 
     /// Blocks of a launch of whole tiles.
+    #[cfg(feature = "kernels")]
     pub(crate) fn whole_blocks(&self, row_tiles: usize) -> usize {
         self.clusters(row_tiles) * PAIR
     }
@@ -152,6 +153,7 @@ pub(crate) fn stages(input_chunks: usize, rows: usize) -> usize {
 }
 
 /// Bytes of shared memory of a block.
+#[cfg(feature = "kernels")]
 pub(crate) fn shared_bytes(input_chunks: usize, rows: usize) -> usize {
     stages(input_chunks, rows) * stage_bytes(input_chunks, rows) + BARRIER_BYTES
 }

@@ -50,6 +50,8 @@ pub enum Event {
 pub struct RecordedRow {
     /// Ids of the sampled tokens.
     pub tokens: SmallVec<[u32; 2]>,
+    /// Drafts that the executor proposed and fed.
+    pub drafts: SmallVec<[u32; 2]>,
     /// Whether a logit or a value of the reward head was NaN or infinite.
     pub non_finite: bool,
     /// Number of prompt tokens scored.
@@ -64,6 +66,7 @@ impl Event {
     pub(super) fn commit(output: &StepOutput) -> Self {
         let recorded = |row: &crate::scheduler::step_plan::RowOutput| RecordedRow {
             tokens: row.tokens.iter().map(|token| token.id).collect(),
+            drafts: row.drafts.iter().copied().collect(),
             non_finite: row.non_finite,
             scores: row.scores.len(),
             rewards: row.reward.as_ref().map_or(0, |values| values.len()),

@@ -9,8 +9,13 @@ use super::metrics::EngineMetrics;
 use super::options::EngineOptions;
 use super::usage::{DeviceTotals, ExpectedTime, LaunchedStep, StepCosts};
 use crate::request::{Cost, Update};
-use crate::scheduler::step_plan::StepPlan;
+use crate::scheduler::step_plan::{Row, StepPlan};
 use crate::scheduler::{PlannedRows, RequestId};
+
+/// The share by which a step may be shorter than expected, and the time for which the engine prepares for its
+/// results ([`StepClock::results_expected`]).
+const FORECAST_ERROR: f64 = 0.02;
+const PREPARATION: Duration = Duration::from_micros(300);
 
 /// A launched step whose output has not been collected.
 pub(super) struct InFlightStep {
@@ -88,7 +93,7 @@ impl StepClock {
         if let Some(results) = self.results_since.take() {
             self.metrics.host.observe((ended - results).as_secs_f64());
         }
-        let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        let tokens: usize = plan.rows.iter().map(Row::most_tokens).sum();
         self.metrics.tokens.observe(tokens as f64);
         // The executor's prediction is better than one from earlier steps.
         let predicted = predicted.map(|time| time.as_secs_f64());
@@ -187,6 +192,15 @@ impl StepClock {
         let steps = in_flight.iter().map(|step| &step.launched).chain(uncharged);
         let longest = steps.map(|step| step.at_most).fold(0.0, f64::max);
         Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX).min(self.longest_step)
+    }
+
+    /// A time shortly before the results of the earliest step in flight are expected. `None` if its time is
+    /// unknown.
+    pub(super) fn results_expected(&self, in_flight: &VecDeque<InFlightStep>) -> Option<Instant> {
+        let step = &in_flight.front()?.launched;
+        let takes = Duration::try_from_secs_f64(step.expected?).ok()?;
+        let began = self.last_step.map_or(step.launched_at, |last| last.max(step.launched_at));
+        Some(began + takes.mul_f64(1.0 - FORECAST_ERROR).saturating_sub(PREPARATION))
     }
 
     /// Totals of the device over all requests.

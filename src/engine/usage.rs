@@ -144,7 +144,7 @@ impl StepCosts {
             shares.push(Share { id, weight: weight(row), decode });
         }
         let weight = shares.iter().map(|share| share.weight).sum();
-        let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+        let tokens = plan.rows.iter().map(Row::most_tokens).sum();
         let ExpectedTime { expected, at_most } = time;
         LaunchedStep { launched_at, tokens, expected, at_most, shares, weight }
     }
@@ -270,6 +270,6 @@ impl RequestUsage {
 
 /// The weight of a row in its step.
 fn weight(row: &Row) -> f64 {
-    let tokens = row.tokens.len() as f64;
+    let tokens = row.most_tokens() as f64;
     tokens + (f64::from(row.position) + tokens) / POSITIONS_PER_TOKEN
 }

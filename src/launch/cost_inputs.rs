@@ -8,17 +8,20 @@ use clap::ValueEnum;
 
 use super::prepared::Prepared;
 use super::simulated::SimulatedGpus;
-use crate::config::SimulationArgs;
+use crate::config::{SimulationArgs, Speculate};
 use crate::cost::{CostModel, Hardware, RowShape};
 use crate::device::KvDtype;
 use crate::engine::{Forecast, SchedulerConfig};
 use crate::model::{HeadDtype, ModelConfig, Precision};
 use crate::scheduler::{ContextTime, StepTime, StepTimes};
+use crate::simulator::SimulatedDraftModel;
 
 /// A model on GPUs, whose step times are to be predicted. A recording stores the same as text.
 pub(crate) struct CostInputs {
     /// The whole model, not one rank's share.
     pub(crate) model: ModelConfig,
+    /// The whole draft model, if there is one.
+    pub(crate) draft: Option<ModelConfig>,
     /// Description of one GPU.
     pub(crate) hardware: Hardware,
     /// Number of GPUs.
@@ -36,6 +39,8 @@ pub(crate) struct CostInputs {
 pub(crate) struct Overrides {
     /// Directory of the model's config.json.
     pub(crate) config: Option<PathBuf>,
+    /// Source of drafts.
+    pub(crate) speculate: Option<Speculate>,
     /// Name or file of the GPU.
     pub(crate) gpu: Option<String>,
     /// Number of GPUs.
@@ -55,6 +60,7 @@ impl CostInputs {
     pub(crate) fn of_server(gpus: &SimulatedGpus, p: &Prepared) -> Self {
         Self {
             model: p.model.clone(),
+            draft: p.draft.as_ref().map(|draft| draft.model.clone()),
             hardware: gpus.hardware.clone(),
             ranks: gpus.ranks,
             precision: p.precision,
@@ -85,8 +91,17 @@ impl CostInputs {
         // Recordings of earlier versions have no element type of the head, which was BF16.
         let head = if recorded.is_some() { HeadDtype::Bf16 } else { HeadDtype::beside(precision) };
         model.head_dtype = args.head.map_or_else(|| parsed(field("lm_head_dtype"), head), Ok)?;
+        let mut draft = match (&args.speculate, field("draft_config")) {
+            (Some(Speculate::Draft(dir)), _) => Some(ModelConfig::from_dir(dir).context("--speculate")?),
+            (None, Some(text)) => {
+                Some(ModelConfig::from_text(text).context("of the recording's draft model")?)
+            }
+            _ => None,
+        };
+        draft.iter_mut().for_each(|draft| draft.head_dtype = model.head_dtype);
         Ok(Self {
             model,
+            draft,
             hardware,
             ranks: args.ranks.unwrap_or(ranks),
             precision,
@@ -97,11 +112,20 @@ impl CostInputs {
 
     /// The cost model of one step.
     pub(crate) fn cost(&self) -> anyhow::Result<CostModel> {
-        let hardware = self.hardware.clone();
-        let cost = CostModel::new(&self.model, self.ranks, self.precision, self.kv, hardware)
-            .map_err(anyhow::Error::msg)
-            .context("the number of ranks")?;
+        let cost = self.cost_of(&self.model)?;
         Ok(if self.deterministic { cost } else { cost.with_library() })
+    }
+
+    /// The draft model, of whose drafts this share is accepted.
+    pub(crate) fn draft_model(&self, acceptance: f64) -> anyhow::Result<Option<SimulatedDraftModel>> {
+        let cost = self.draft.as_ref().map(|draft| self.cost_of(draft)).transpose()?;
+        Ok(cost.map(|cost| SimulatedDraftModel { cost, acceptance }))
+    }
+
+    fn cost_of(&self, model: &ModelConfig) -> anyhow::Result<CostModel> {
+        CostModel::new(model, self.ranks, self.precision, self.kv, self.hardware.clone())
+            .map_err(anyhow::Error::msg)
+            .context("the number of ranks")
     }
 }
 
@@ -115,8 +139,12 @@ pub(crate) fn forecast(cost: &CostModel, config: &SchedulerConfig, pace: f64) ->
     Forecast::new(&[1, most / 2, most].map(step))
 }
 
-/// Predicted times of steps of few rows, by which drafts are chosen.
-pub(crate) fn step_times(cost: &CostModel, config: &SchedulerConfig) -> StepTimes {
+/// Predicted times of steps of few rows and of a draft model's passes, by which drafts are chosen.
+pub(crate) fn step_times(
+    cost: &CostModel,
+    draft: Option<&SimulatedDraftModel>,
+    config: &SchedulerConfig,
+) -> StepTimes {
     let step = |rows: usize, position: u32| {
         let count = u32::try_from(rows).unwrap_or(u32::MAX);
         let row = RowShape { tokens: count, position, logits: count };
@@ -125,7 +153,17 @@ pub(crate) fn step_times(cost: &CostModel, config: &SchedulerConfig) -> StepTime
     let short = StepTimes::rows_to_measure(config.max_num_batched_tokens).map(|rows| step(rows, 0));
     let context: u32 = 2048;
     let long = |rows: usize| ContextTime { context: context as usize, time: step(rows, context) };
-    StepTimes::new(short.collect()).with_context(StepTimes::WITH_CONTEXT.map(long))
+    let pass = |draft: &SimulatedDraftModel, sequences: usize| {
+        let row = RowShape { tokens: 1, position: 0, logits: 1 };
+        let seconds = draft.cost.step(std::iter::repeat_n(row, sequences)).total();
+        StepTime { rows: sequences, seconds }
+    };
+    let passes = |draft: &SimulatedDraftModel| {
+        StepTimes::rows_to_measure(config.max_num_batched_tokens).map(|rows| pass(draft, rows)).collect()
+    };
+    StepTimes::new(short.collect())
+        .with_context(StepTimes::WITH_CONTEXT.map(long))
+        .with_draft_model(draft.map(passes).unwrap_or_default())
 }
 
 /// A recorded number format.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::draft::{Groups, LargestMessages};
 use super::{numa, nvml};
 use crate::comm::{Message, Nccl, OneShotRows, P2p, SingleDeviceGroup};
 use crate::config::CommunicatorName;
@@ -16,14 +17,14 @@ use crate::device::cuda::{Cuda, Products};
 /// Opened GPUs, one for each rank.
 pub(crate) struct CudaGpus(Vec<Cuda>);
 
-/// The communicators of a group, one for each rank.
+/// The communicators of the models, one for each rank.
 pub(crate) enum CudaGroup {
     /// A single rank.
-    Alone(Vec<SingleDeviceGroup<Cuda>>),
+    Alone(Groups<SingleDeviceGroup<Cuda>>),
     /// Kernels that read the memory of the other GPUs.
-    P2p(Vec<P2p>),
+    P2p(Groups<P2p>),
     /// NVIDIA's library.
-    Nccl(Vec<Nccl>),
+    Nccl(Groups<Nccl>),
 }
 
 impl CudaGpus {
@@ -93,23 +94,23 @@ impl CudaGpus {
         })
     }
 
-    /// Creates the communicators. A rank that does not arrive within `timeout` fails the group.
-    /// Peer-to-peer reductions are tuned for messages of at most the size of `largest`.
+    /// Creates the communicators of the model and of a draft model. A rank that does not arrive within
+    /// `timeout` fails the group. Peer-to-peer reductions are tuned for messages of at most these sizes.
     pub(crate) fn group(
         &self,
         name: CommunicatorName,
         timeout: Duration,
-        largest: Message,
+        largest: LargestMessages,
     ) -> anyhow::Result<CudaGroup> {
+        let p2p = |largest: Message| {
+            P2p::group(&self.0, timeout, largest, OneShotRows::Measured)
+                .context("--communicator p2p (--communicator nccl works without peer access)")
+        };
+        let nccl = |_: Message| Nccl::group(&self.0, timeout).context("--communicator nccl");
         Ok(match (self.0.len(), name) {
-            (1, _) => CudaGroup::Alone(vec![SingleDeviceGroup::alone()]),
-            (_, CommunicatorName::P2p) => CudaGroup::P2p(
-                P2p::group(&self.0, timeout, largest, OneShotRows::Measured)
-                    .context("--communicator p2p (--communicator nccl works without peer access)")?,
-            ),
-            (_, CommunicatorName::Nccl) => {
-                CudaGroup::Nccl(Nccl::group(&self.0, timeout).context("--communicator nccl")?)
-            }
+            (1, _) => CudaGroup::Alone(groups(largest, |_| Ok(vec![SingleDeviceGroup::alone()]))?),
+            (_, CommunicatorName::P2p) => CudaGroup::P2p(groups(largest, p2p)?),
+            (_, CommunicatorName::Nccl) => CudaGroup::Nccl(groups(largest, nccl)?),
         })
     }
 
@@ -117,6 +118,14 @@ impl CudaGpus {
     pub(crate) fn into_devices(self) -> Vec<Cuda> {
         self.0
     }
+}
+
+/// A group for each model.
+fn groups<C>(
+    largest: LargestMessages,
+    group: impl Fn(Message) -> anyhow::Result<Vec<C>>,
+) -> anyhow::Result<Groups<C>> {
+    Ok(Groups { target: group(largest.target)?, draft: largest.draft.map(group).transpose()? })
 }
 
 /// Folder for results that the server can compute again: `$XDG_CACHE_HOME/octant` or `~/.cache/octant`.

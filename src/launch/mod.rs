@@ -11,6 +11,7 @@ pub(crate) mod cuda;
 
 pub(crate) mod cost_inputs;
 pub(crate) mod devices;
+pub(crate) mod draft;
 pub mod loading_progress;
 #[cfg(feature = "cuda")]
 mod numa;

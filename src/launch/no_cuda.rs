@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::comm::{Local, Message, SingleDeviceGroup};
+use super::draft::{Groups, LargestMessages};
+use crate::comm::{Local, SingleDeviceGroup};
 use crate::config::CommunicatorName;
 use crate::device::MakeRandomMatrix;
 use crate::device::cpu::Cpu;
@@ -14,9 +15,9 @@ pub(crate) enum CudaGpus {}
 /// The communicators of a group; no value exists.
 #[expect(dead_code, reason = "only a build with CUDA constructs one")]
 pub(crate) enum CudaGroup {
-    Alone(Vec<SingleDeviceGroup<Cpu>>),
-    P2p(Vec<Local>),
-    Nccl(Vec<Local>),
+    Alone(Groups<SingleDeviceGroup<Cpu>>),
+    P2p(Groups<Local>),
+    Nccl(Groups<Local>),
 }
 
 impl CudaGpus {
@@ -62,7 +63,7 @@ impl CudaGpus {
         &self,
         _name: CommunicatorName,
         _timeout: Duration,
-        _largest: Message,
+        _largest: LargestMessages,
     ) -> anyhow::Result<CudaGroup> {
         match *self {}
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 
 use super::devices::{Devices, UsableMemory};
+use super::draft::PreparedDraft;
 use crate::config::{SchedulingArgs, ServeArgs};
 use crate::device::KvDtype;
 use crate::engine::{Recorder, SchedulerConfig};
@@ -22,6 +23,8 @@ pub(crate) struct Prepared {
     pub(crate) config: ServeArgs,
     /// The architecture. Its longest sequence is limited to `--max-model-len`.
     pub(crate) model: ModelConfig,
+    /// The draft model.
+    pub(crate) draft: Option<PreparedDraft>,
     /// The ids that end a generation.
     pub(crate) eos: Vec<u32>,
     /// The model's own sampling defaults.
@@ -75,10 +78,12 @@ pub(crate) fn prepare(
         slots: scheduling.max_num_seqs,
         deterministic: config.device.deterministic,
     };
-    let needs = MemoryNeeds::new(&share, &devices.layout(), precision, kv, &room);
+    let layout = devices.layout();
+    let draft = PreparedDraft::new(&config, &model, &layout, &room).context("--speculate")?;
+    let needs = MemoryNeeds::new(&share, &layout, precision, kv, &room);
     // Refuses early, before the tokenizer is read.
     let fraction = config.device.gpu_memory_utilization;
-    plan_memory(needs, &devices.memory(fraction)?, &model, scheduling)?;
+    plan_memory(needs, draft.as_ref(), &devices.memory(fraction)?, &model, scheduling)?;
     let generation = GenerationConfig::from_dir(dir)?;
     let (defaults, unused) = Defaults::of_model(&generation.sampling);
     for warning in model.warnings.iter().chain(&generation.warnings).chain(&unused) {
@@ -86,15 +91,19 @@ pub(crate) fn prepare(
     }
     let tokenizer = Arc::new(Tokenizer::from_dir(dir)?);
     let vocab = model.vocab.min(tokenizer.vocab_size());
+    if let Some(draft) = &draft {
+        draft.check_tokenizer(&tokenizer, dir, vocab).context("--speculate")?;
+    }
     let eos = generation.eos_within(tokenizer.eos(), vocab)?;
     let template = ChatTemplate::from_dir(dir, &tokenizer)?;
     // Looks at the memory again, since tokenizer and template have taken theirs.
     let usable = devices.memory(fraction)?;
-    let memory = plan_memory(needs, &usable, &model, scheduling)?;
+    let memory = plan_memory(needs, draft.as_ref(), &usable, &model, scheduling)?;
     let (recorder, log) = (None, LogHandle::default());
     Ok(Prepared {
         config,
         model,
+        draft,
         eos,
         defaults,
         precision,
@@ -140,8 +149,22 @@ fn scoring(model: &ModelConfig, config: &ServeArgs) -> anyhow::Result<Option<Sco
 /// Plans each rank's memory.
 ///
 /// # Errors
-/// The model does not fit; the error has both numbers and the limit that is in the way.
+/// The models do not fit; the error has both numbers and the limit that is in the way.
 fn plan_memory(
+    needs: MemoryNeeds,
+    draft: Option<&PreparedDraft>,
+    usable: &UsableMemory,
+    model: &ModelConfig,
+    scheduling: &SchedulingArgs,
+) -> anyhow::Result<MemoryPlan> {
+    let Some(draft) = draft else { return plan_memory_of(needs, usable, model, scheduling) };
+    plan_memory_of(needs.beside(&draft.needs), usable, model, scheduling)
+        .with_context(|| draft.shown_needs())
+        .context("--speculate")
+}
+
+/// Plans each rank's memory, with these needs of all models.
+fn plan_memory_of(
     needs: MemoryNeeds,
     usable: &UsableMemory,
     model: &ModelConfig,
@@ -185,5 +208,6 @@ pub(crate) fn scheduler_config(p: &Prepared) -> SchedulerConfig {
         policy: p.config.scheduling.policy(),
         // A model with a reward head generates nothing.
         max_drafts: if p.model.reward.is_some() { 0 } else { p.config.speculation.max_drafts() },
+        draft_model: p.draft.is_some(),
     }
 }

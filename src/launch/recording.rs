@@ -15,7 +15,7 @@ use crate::simulator::trace::{Recording, TraceHeader};
 pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Result<(Recorder, Recording)> {
     let simulation = &p.config.simulation;
     let dir = simulation.simulate_config.as_ref().unwrap_or(&p.config.model.model);
-    let about = [
+    let mut about = vec![
         ("config", std::fs::read_to_string(dir.join("config.json"))?),
         ("gpu", simulation.gpu.clone()),
         ("ranks", devices.ranks().to_string()),
@@ -25,6 +25,9 @@ pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Re
         ("deterministic", p.config.device.deterministic.to_string()),
         ("target_itl", p.config.scheduling.target_itl.to_string()),
     ];
+    if let Some(draft) = &p.draft {
+        about.push(("draft_config", std::fs::read_to_string(draft.dir.join("config.json"))?));
+    }
     let about = about.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let header = TraceHeader { config: scheduler_config(p), in_flight: devices.in_flight(), about };
     Recording::start(path, &header).with_context(|| format!("--record: {}", path.display()))

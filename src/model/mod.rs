@@ -248,7 +248,7 @@ impl<D: Device> Model<D> {
             device.linear(&s.hidden, &layer.qkv.matrix, &mut s.qkv)?;
             let attention = AttentionLayer { rope: &self.rope, kv: layer.kv, quant: layer.output.quant };
             device.attention(&s.step, attention, &mut s.qkv, cache, &mut s.attended)?;
-            device.linear(&s.attended, &layer.output.matrix, &mut s.attention_delta)?;
+            comm.linear_part(device, &s.attended, &layer.output.matrix, &mut s.attention_delta)?;
 
             comm.reduce_norm(
                 device,
@@ -259,7 +259,7 @@ impl<D: Device> Model<D> {
             )?;
             device.linear(&s.hidden, &layer.up.matrix, &mut s.ffn)?;
             device.activation(self.config.activation, &s.ffn, layer.down.quant, &mut s.activated)?;
-            device.linear(&s.activated, &layer.down.matrix, &mut s.mlp_delta)?;
+            comm.linear_part(device, &s.activated, &layer.down.matrix, &mut s.mlp_delta)?;
         }
         comm.reduce_add(device, ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta })
     }

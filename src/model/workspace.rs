@@ -18,9 +18,10 @@ pub struct Workspace<D: Device> {
     pub(crate) step: D::Step,
     /// Residual stream \[rows, hidden\], in F32.
     pub(super) residual: Floats<D>,
-    /// Output of attention \[rows, hidden\], or this rank's part of the sum.
+    /// Output of attention \[rows, hidden\], or this rank's part of the sum; or the parts of all ranks for
+    /// the rows that this rank sums. The number of rows is padded to a multiple of the ranks.
     pub(super) attention_delta: Floats<D>,
-    /// Output of the MLP \[rows, hidden\], or this rank's part of the sum.
+    /// The same for the output of the MLP.
     pub(super) mlp_delta: Floats<D>,
     /// Normalised input of attention or MLP \[rows, hidden\].
     pub(super) hidden: D::Acts,
@@ -116,7 +117,8 @@ impl StepBytes {
             sum([values, product(rows, 4)])
         };
         // The residual stream, the outputs of attention and MLP, and the normalised input.
-        let exchanged = sum([floats(rows, hidden), results(2 * hidden), acts(rows, hidden)]);
+        let deltas = product(padded(rows, ranks), 2 * hidden * result_bytes);
+        let exchanged = sum([floats(rows, hidden), deltas, acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
         let own = sum([
             step_tables(layout, rows, config.max_positions),
@@ -214,10 +216,11 @@ impl<D: Device> Workspace<D> {
         };
         let floats =
             |buffer, rows, cols| device.floats(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
-        let results = |buffer, cols| {
+        let results = |buffer, rows, cols| {
             let floats = device.floats_of(model.precision.results(), rows, cols);
             floats.map_err(|error| name(buffer, [rows, cols], error))
         };
+        let delta = |buffer| results(buffer, padded(rows, ranks), hidden);
         let acts =
             |buffer, rows, cols| device.acts(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
         let positions = config.max_positions;
@@ -225,12 +228,12 @@ impl<D: Device> Workspace<D> {
         Ok(Self {
             step: device.step(capacity).map_err(|error| name("step", [rows, positions], error))?,
             residual: floats("residual", rows, hidden)?,
-            attention_delta: results("attention_delta", hidden)?,
-            mlp_delta: results("mlp_delta", hidden)?,
+            attention_delta: delta("attention_delta")?,
+            mlp_delta: delta("mlp_delta")?,
             hidden: acts("hidden", rows, hidden)?,
-            qkv: results("qkv", qkv)?,
+            qkv: results("qkv", rows, qkv)?,
             attended: acts("attended", rows, attended)?,
-            ffn: results("ffn", ffn)?,
+            ffn: results("ffn", rows, ffn)?,
             activated: acts("activated", rows, activated)?,
             selected: floats("selected", LOGIT_ROWS, hidden)?,
             last: acts("last", LOGIT_ROWS, hidden)?,

@@ -143,6 +143,18 @@ impl MemoryNeeds {
         }
     }
 
+    /// Bytes that this model and a draft model need together. Each block of one has a block of the other.
+    pub fn beside(&self, draft: &Self) -> Self {
+        Self {
+            weights: self.weights.saturating_add(draft.weights),
+            activations: self.activations.saturating_add(draft.activations),
+            communication: self.communication.saturating_add(draft.communication),
+            scratch: self.scratch.saturating_add(draft.scratch),
+            graphs: self.graphs.saturating_add(draft.graphs),
+            block: self.block.saturating_add(draft.block),
+        }
+    }
+
     /// Bytes of everything except weights and KV cache.
     pub fn workspace(&self) -> u64 {
         let parts = [self.activations, self.communication, self.scratch, self.graphs];

@@ -3,8 +3,11 @@
 //!
 //! A plan is sent to every rank before any output is awaited. The first rank's output is the step's output. A
 //! rank that fails or panics sends the reason instead. A rank that does not answer in time is abandoned, and
-//! named in the error. One pool of threads computes the masks of grammars for all ranks.
+//! named in the error. One pool of threads computes the masks of grammars for all ranks. A draft model runs
+//! on the same devices, and proposes the drafts of a step at its beginning (`draft`).
 
+mod decoder;
+mod draft;
 mod inputs;
 mod mask_pool;
 mod memory;
@@ -18,7 +21,7 @@ use std::time::{Duration, Instant};
 
 pub use memory::{DoesNotFit, MemoryNeeds, MemoryPlan, WeightBytes, token_bytes};
 pub(crate) use memory::{GRAPH_LAUNCH_BYTES, gib, graph_rows};
-pub use rank::RankParts;
+pub use rank::{DraftParts, RankParts};
 pub(crate) use step_times::measure_step_times;
 
 use mask_pool::MaskPool;
@@ -70,6 +73,8 @@ struct Rank {
     /// Channel for plans; `None` while the runner is dropped.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
     outcomes: flume::Receiver<RankOutcome>,
+    /// The outcome of the earliest step, if it came while the engine waited for it.
+    early: Option<RankOutcome>,
     /// Receives a message once the rank is ready for plans; closed if it never will be.
     prepared: flume::Receiver<()>,
     /// `None` while the runner is dropped, or if the thread hangs and must not be joined.
@@ -99,7 +104,7 @@ impl Runner {
                 let failure = RankFailure::Own(format!("the system cannot start its thread: {error}"));
                 let _unread = refused.send(Err(failure));
             }
-            Rank { plans: Some(plans), outcomes, prepared, thread: thread.ok() }
+            Rank { plans: Some(plans), outcomes, early: None, prepared, thread: thread.ok() }
         });
         Self { ranks: ranks.collect(), _mask_pool: mask_pool, step_timeout: options.step_timeout }
     }
@@ -142,6 +147,12 @@ impl Executor for Runner {
         Ok(())
     }
 
+    fn wait(&mut self, until: Instant) {
+        if let Some(first) = self.ranks.first_mut().filter(|rank| rank.early.is_none()) {
+            first.early = first.outcomes.recv_deadline(until).ok();
+        }
+    }
+
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let deadline = Instant::now() + self.step_timeout;
         let (mut first, mut peer, mut late) = (None, None, Vec::new());
@@ -172,6 +183,9 @@ impl Executor for Runner {
 impl Rank {
     /// Waits until `deadline` for the output of the earliest step.
     fn outcome(&mut self, deadline: Instant) -> RankOutcome {
+        if let Some(outcome) = self.early.take() {
+            return outcome;
+        }
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
             Err(flume::RecvTimeoutError::Disconnected) => {

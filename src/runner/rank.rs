@@ -7,16 +7,17 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::decoder::{Decoder, Limits, Links, ToSample};
+use super::draft::DraftModel;
 use super::inputs;
 use super::mask_pool::MaskSubmitter;
-use super::memory::graph_rows;
 use super::sampler::{self, SampledPosition, SamplerSlots};
 use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::Communicator;
-use crate::device::{CacheSpec, DECODE_ROWS, Device, DeviceError, Graph, PEER, SampleSource, StepInputs};
+use crate::device::{CacheSpec, DECODE_ROWS, Device, DeviceError, PEER};
 use crate::engine::panic_text;
 use crate::grammar::TokenMask;
-use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
+use crate::model::{LOGIT_ROWS, Model};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// The parts that a rank is built from.
@@ -32,12 +33,27 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
     pub model: Model<D>,
     /// Shape of the rank's KV cache, which is allocated when the rank starts.
     pub cache: CacheSpec,
+    /// The rank's part of a draft model.
+    pub draft: Option<DraftParts<D, C>>,
     /// Limit on sequences that run at once.
     pub max_num_seqs: usize,
     /// Limit on tokens per step.
     pub max_num_batched_tokens: usize,
     /// Ids below this may be sampled: the size of the tokenizer's vocabulary, at most the model's.
     pub vocab: usize,
+}
+
+/// The parts of a rank's draft model.
+#[derive(Debug)]
+pub struct DraftParts<D: Device, C: Communicator<D>> {
+    /// The rank's device, with scratch memory of its own: see [`Device::sibling`].
+    pub device: D,
+    /// The rank's handle on a communicator group of the draft model's own.
+    pub comm: C,
+    /// The rank's shard of the draft model.
+    pub model: Model<D>,
+    /// Shape of the draft model's KV cache, with as many blocks as the model's.
+    pub cache: CacheSpec,
 }
 
 /// A rank's place in its group.
@@ -53,17 +69,14 @@ pub(super) struct RankPlace {
 
 /// A started rank.
 pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
-    // Fields are dropped in this order. NCCL waits for the graphs that use it, so graphs go first. Then
-    // dropping the communicator tells other ranks that this one has ended, before freeing memory, which waits
-    // for running kernels.
-    /// CUDA graphs of all layers for decode steps, with the number of rows of each, fewest rows first.
-    graphs: Vec<(usize, Graph)>,
-    comm: C,
+    // Fields are dropped in this order. Dropping the communicators tells other ranks that this one has ended,
+    // before freeing memory, which waits for running kernels.
+    links: Links<C>,
+    /// With a draft model.
+    draft_links: Option<Links<C>>,
     device: D,
-    model: Model<D>,
-    vocab: usize,
-    space: Workspace<D>,
-    cache: D::Cache,
+    decoder: Decoder<D>,
+    draft: Option<DraftModel<D>>,
     slots: SamplerSlots,
     place: RankPlace,
 }
@@ -161,51 +174,34 @@ fn pin_to(processors: &[usize]) {
 impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>, place: RankPlace) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        let space = Workspace::new(&parts.device, &parts.model, rows, slots)?;
-        let name = format!("KV cache of {} blocks", parts.cache.blocks);
+        let limits = Limits { rows, slots, vocab: parts.vocab };
+        let decoder = Decoder::new(&parts.device, parts.model, parts.cache, limits)?;
+        let (mut draft, mut draft_links) = (None, None);
+        if let Some(parts) = parts.draft {
+            let blocks = parts.cache.blocks;
+            let decoder = Decoder::new(&parts.device, parts.model, parts.cache, limits);
+            let decoder = decoder.map_err(|error| error.at("draft model"))?;
+            draft = Some(DraftModel::new(parts.device, decoder, blocks, rows));
+            draft_links = Some(Links::new(parts.comm));
+        }
         let mut rank = Self {
-            space,
-            cache: parts.device.cache(parts.cache).map_err(|error| error.at(&name))?,
-            slots: SamplerSlots::new(parts.max_num_seqs),
-            place,
-            vocab: parts.vocab.min(parts.model.vocab()),
+            slots: SamplerSlots::new(slots, draft.is_some()),
+            links: Links::new(parts.comm),
+            draft_links,
             device: parts.device,
-            comm: parts.comm,
-            model: parts.model,
-            graphs: Vec::new(),
+            decoder,
+            draft,
+            place,
         };
         // Waits for all ranks. Kernels that wait for other ranks must not be launched while some rank still
         // allocates: a driver may serialise the two.
-        rank.space.register(&rank.comm)?;
-        if D::LAYOUT.captures() && C::CAPTURES {
-            rank.capture(parts.max_num_seqs.min(parts.max_num_batched_tokens))?;
+        rank.decoder.space.register(&rank.links.comm)?;
+        if let (Some(draft), Some(links)) = (&mut rank.draft, &mut rank.draft_links) {
+            draft.decoder.space.register(&links.comm)?;
+            draft.decoder.capture(&draft.device, links, limits)?;
         }
+        rank.decoder.capture(&rank.device, &mut rank.links, limits)?;
         Ok(rank)
-    }
-
-    /// Captures decode steps of the row counts of [`graph_rows`], up to `most`.
-    fn capture(&mut self, most: usize) -> Result<(), DeviceError> {
-        for rows in graph_rows(most) {
-            let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-            self.graphs.push((rows, self.model.capture(rows, &mut self.space, pass)?));
-        }
-        Ok(())
-    }
-
-    /// Runs all layers over a step, by replaying a graph if one fits.
-    fn forward(&mut self, inputs: &mut StepInputs) -> Result<(), DeviceError> {
-        let rows = inputs.tokens.len();
-        let decodes = inputs.segments.iter().all(|segment| segment.len <= DECODE_ROWS);
-        let fits = self.graphs.iter().find(|(most, _)| decodes && rows <= *most);
-        if let Some((most, graph)) = fits {
-            inputs.graph_rows = *most;
-            if self.model.replay(graph, inputs, &mut self.space, &self.device)? {
-                return Ok(());
-            }
-            inputs.graph_rows = 0;
-        }
-        let pass = Pass { device: &self.device, comm: &self.comm, cache: &mut self.cache };
-        self.model.forward(inputs, &mut self.space, pass)
     }
 
     /// Whether a plan cannot be sampled until the tokens of the previous step are read: a penalty counts
@@ -223,12 +219,16 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         is_last_known: bool,
     ) -> Result<ForwardPass, DeviceError> {
         self.slots.admit(&plan);
+        let plan = match (&mut self.draft, &self.draft_links) {
+            (Some(draft), Some(links)) => draft.propose(links, &self.slots, &plan)?,
+            _ => plan,
+        };
         // On a device that runs the pass within its launch, these masks are computed meanwhile.
         self.submit_masks(&plan, |row| is_last_known || row.tokens != TokenSource::LastSampled);
         // Shorter segments can be decoded by a graph; otherwise a longer one reads each KV block once.
         let longest = if D::LAYOUT.captures() { DECODE_ROWS } else { usize::MAX };
         let mut inputs = inputs::flatten(&plan, longest);
-        self.forward(&mut inputs)?;
+        self.decoder.forward(&self.device, &self.links, &mut inputs)?;
         let mut rows = vec![RowOutput::default(); plan.rows.len()];
         let fed = |sum: &mut usize, row: &Row| Some(std::mem::replace(sum, *sum + row.tokens.len()));
         let firsts: Vec<usize> = plan.rows.iter().scan(0, fed).collect();
@@ -253,12 +253,16 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let PendingOutput { plan, mut rows, sampling, pieces, mask_wait } = step;
         let mut results = vec![Vec::new(); rows.len()];
         for piece in &pieces {
-            let tokens = self.device.take_sampled(&mut self.space.step)?;
+            let tokens = self.device.take_sampled(&mut self.decoder.space.step)?;
             piece.iter().zip(tokens).for_each(|(row, token)| results[*row].push(token));
         }
         for SamplingRow { index, start } in &sampling {
             let sampled = std::mem::take(&mut results[*index]);
-            self.slots.add_sampled(&plan.rows[*index], start, sampled, &mut rows[*index]);
+            let row = &plan.rows[*index];
+            if row.proposals > 0 {
+                rows[*index].drafts = row.draft_tokens().to_vec();
+            }
+            self.slots.add_sampled(row, start, sampled, &mut rows[*index]);
         }
         Ok(StepOutput { id: plan.id, rows, mask_wait })
     }
@@ -269,9 +273,10 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
             for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
                 let start = firsts[index] + row.score_from as usize + piece * LOGIT_ROWS;
                 let wanted: Vec<u32> = (start..start + targets.len()).map(|r| r as u32).collect();
-                self.model.logits(&self.device, &self.comm, &wanted, &mut self.space)?;
+                let Decoder { model, space, vocab, .. } = &mut self.decoder;
+                model.logits(&self.device, &self.links.comm, &wanted, space)?;
                 let top = self.slots.get(row.slot).prompt_top();
-                let scores = self.device.score(&self.space.logits, self.vocab, targets, top)?;
+                let scores = self.device.score(&space.logits, *vocab, targets, top)?;
                 sampler::add_scores(targets, scores, &mut out[index]);
             }
         }
@@ -289,7 +294,8 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         for piece in wanting.chunks(LOGIT_ROWS) {
             let wanted: Vec<u32> =
                 piece.iter().map(|index| residual_row(&plan.rows[*index], firsts[*index], 0)).collect();
-            let values = self.model.rewards(&self.device, &wanted, &mut self.space)?;
+            let Decoder { model, space, .. } = &mut self.decoder;
+            let values = model.rewards(&self.device, &wanted, space)?;
             for (index, values) in piece.iter().zip(values.chunks_exact(values.len() / piece.len())) {
                 out[*index].non_finite |= values.iter().any(|value| !value.is_finite());
                 out[*index].reward = Some(values.into());
@@ -332,34 +338,15 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         masks: &[Arc<[TokenMask]>],
     ) -> Result<Vec<Vec<usize>>, DeviceError> {
         let wanting = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
-        let wanting = wanting.flat_map(|(index, row)| self.slots.positions(index, row, &masks[index]));
-        // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
-        // allow it, not all of them.
-        let divided = self.model.is_divided();
-        let row = |at: &SampledPosition<'_>| self.slots.sample_row(&plan.rows[at.row], at).is_short();
-        let (short, whole): (Vec<_>, Vec<_>) = wanting.partition(|at| divided && row(at));
-        let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
-        let pieces: Vec<_> = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false))).collect();
-        let mut sampled = Vec::with_capacity(pieces.len());
-        for (piece, is_short) in pieces {
-            let wanted =
-                |at: &SampledPosition<'_>| residual_row(&plan.rows[at.row], firsts[at.row], at.drafts);
-            let wanted: Vec<u32> = piece.iter().map(wanted).collect();
-            let rows: Vec<_> = piece.iter().map(|at| self.slots.sample_row(&plan.rows[at.row], at)).collect();
-            let space = &mut self.space;
-            if is_short {
-                let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab: self.vocab };
-                self.model.shortlists(&self.device, &self.comm, &wanted, space)?;
-                let lists = space.shortlists.as_ref().expect("a divided model has them");
-                self.device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)?;
-            } else {
-                self.model.logits(&self.device, &self.comm, &wanted, space)?;
-                let source = SampleSource::Logits { logits: &space.logits, vocab: self.vocab };
-                self.device.sample(source, &rows, &mut space.step)?;
-            }
-            sampled.push(piece.iter().map(|at| at.row).collect());
+        let positions: Vec<SampledPosition<'_>> =
+            wanting.flat_map(|(index, row)| self.slots.positions(index, row, &masks[index])).collect();
+        let mut wanting = Vec::with_capacity(positions.len());
+        for at in &positions {
+            let row = &plan.rows[at.row];
+            let residual = residual_row(row, firsts[at.row], at.drafts);
+            wanting.push(ToSample { row: at.row, residual, sampling: self.slots.sample_row(row, at) });
         }
-        Ok(sampled)
+        self.decoder.sample(&self.device, &self.links.comm, wanting)
     }
 }
 

@@ -14,18 +14,25 @@ use crate::request::{SampledToken, SamplingParams, TokenLogprob};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
 
 /// The state of each scheduler slot up to the highest one used; `None` until its first occupant.
-pub(super) struct SamplerSlots(Vec<Option<SlotState>>);
+pub(super) struct SamplerSlots {
+    states: Vec<Option<SlotState>>,
+    /// Whether the tokens of sequences are kept, for a draft model.
+    keeps_tokens: bool,
+}
 
 /// The sampling state of a running sequence.
 pub(super) struct SlotState {
     start: Arc<SlotStart>,
     /// (id, occurrences) of the generated tokens, sorted by id. Counted only if a penalty reads it.
     output: Vec<(u32, u32)>,
+    /// All known tokens. Kept only for a draft model.
+    tokens: Vec<u32>,
 }
 
 impl SlotState {
-    fn new(start: &Arc<SlotStart>) -> Self {
-        let mut slot = Self { start: Arc::clone(start), output: Vec::new() };
+    fn new(start: &Arc<SlotStart>, keeps_tokens: bool) -> Self {
+        let tokens = if keeps_tokens { start.tokens.clone() } else { Vec::new() };
+        let mut slot = Self { start: Arc::clone(start), output: Vec::new(), tokens };
         for token in &start.tokens[start.prompt_len..] {
             slot.count(*token);
         }
@@ -35,6 +42,11 @@ impl SlotState {
     /// The occupant of the slot.
     pub(super) fn start(&self) -> &Arc<SlotStart> {
         &self.start
+    }
+
+    /// All known tokens of the sequence, if they are kept.
+    pub(super) fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// Whether the tokens generated before must be known before the next one is sampled.
@@ -109,8 +121,8 @@ pub(super) struct SampledPosition<'a> {
 
 impl SamplerSlots {
     /// Creates the states of `count` slots. Slots above the first few take memory when they are used.
-    pub(super) fn new(count: usize) -> Self {
-        Self((0..count.min(1024)).map(|_| None).collect())
+    pub(super) fn new(count: usize, keeps_tokens: bool) -> Self {
+        Self { states: (0..count.min(1024)).map(|_| None).collect(), keeps_tokens }
     }
 
     /// Sets the state of the slots that get a new occupant with this step.
@@ -118,16 +130,16 @@ impl SamplerSlots {
         for row in &plan.rows {
             if let Some(start) = &row.start {
                 let slot = row.slot as usize;
-                if slot >= self.0.len() {
-                    self.0.resize_with(slot + 1, || None);
+                if slot >= self.states.len() {
+                    self.states.resize_with(slot + 1, || None);
                 }
-                self.0[slot] = Some(SlotState::new(start));
+                self.states[slot] = Some(SlotState::new(start, self.keeps_tokens));
             }
         }
     }
 
     pub(super) fn get(&self, slot: u32) -> &SlotState {
-        self.0[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
+        self.states[slot as usize].as_ref().expect("the first row of a slot's occupant carries its SlotStart")
     }
 
     /// The masks that a row samples by; `None` if it samples without a grammar.
@@ -152,6 +164,12 @@ impl SamplerSlots {
             output: slot.counts_with(&row.draft_tokens()[..drafts]),
         };
         (0..count).map(position).collect()
+    }
+
+    /// The position of a row after `drafts`, for which a draft is sampled without a mask.
+    pub(super) fn draft_position(&self, index: usize, row: &Row, drafts: &[u32]) -> SampledPosition<'_> {
+        let output = self.get(row.slot).counts_with(drafts);
+        SampledPosition { row: index, drafts: drafts.len(), mask: None, output }
     }
 
     /// The sampling parameters of the token for a position of a row.
@@ -218,9 +236,11 @@ impl SamplerSlots {
             out.tokens.truncate(if is_stuck { 0 } else { accepted.tokens.max(1) });
             out.grammar = accepted.progress;
         }
-        let slot = self.0[row.slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
+        let keeps_tokens = self.keeps_tokens;
+        let slot = self.states[row.slot as usize].as_mut().filter(|slot| Arc::ptr_eq(&slot.start, start));
         if let Some(slot) = slot {
             out.tokens.iter().for_each(|token| slot.count(token.id));
+            slot.tokens.extend(out.tokens.iter().map(|token| token.id).filter(|_| keeps_tokens));
         }
     }
 }

@@ -51,6 +51,7 @@ impl Fingerprint {
         self.ids(&row.blocks);
         self.add(u64::from(row.sample));
         self.add(row.drafts as u64);
+        self.add(row.proposals as u64);
         self.ids(&row.score);
         self.add(u64::from(row.score_from));
         self.add(u64::from(row.reward));

@@ -21,11 +21,14 @@
 //! `planner` makes plans, `step_plan` is their data, `fair_queue` orders waiting requests, `sequence` is one
 //! request's state, `blocks` and `prefix` keep the KV cache's books, `request_check` refuses requests that
 //! can never run, `queue_limits` those that the queue has no room for, and `integrity` recounts everything.
-//! `speculation` chooses drafts, which `ngram` finds, by `step_times`. `prefetch` concerns the processor's
-//! caches only.
+//! `speculation` chooses drafts by `step_times`: `ngram` finds them, or the executor's draft model proposes
+//! them, of which `draft_model` knows how often they are accepted. `commit` takes the outputs of rows.
+//! `prefetch` concerns the processor's caches only.
 
 pub mod blocks;
+mod commit;
 mod counts;
+mod draft_model;
 mod error;
 pub mod fair_queue;
 mod fingerprint;
@@ -46,15 +49,16 @@ mod yielding;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::request::{Finish, Reject, Request, Tenant, Update};
+use crate::request::{Reject, Request, Tenant, Update};
 use blocks::Pool;
 pub use counts::{Counts, SpeculationCounts};
+use draft_model::{DraftModelState, ModelDrafts};
 pub use error::SchedulerError;
 use fair_queue::{Ahead, FairQueue};
 use sequence::{Order, PlannedRow, Sequence};
 use slots::Slots;
 pub use speculation::MAX_DRAFTS;
-use step_plan::{RowOutput, StepOutput, StepPlan};
+use step_plan::{StepOutput, StepPlan};
 pub use step_times::{ContextTime, StepTime, StepTimes};
 
 /// The most steps that may be planned and not yet committed.
@@ -89,6 +93,8 @@ pub struct SchedulerConfig {
     pub policy: Policy,
     /// The most drafts of a row, at most [`MAX_DRAFTS`]; 0 without speculative decoding.
     pub max_drafts: usize,
+    /// Whether the executor proposes the drafts by a draft model. Otherwise they are found in the sequence.
+    pub draft_model: bool,
 }
 
 /// Rules for ageing, preemption and reservation.
@@ -185,6 +191,7 @@ pub struct Scheduler {
     /// Whether the step in flight has drafts.
     drafts_in_flight: bool,
     step_times: StepTimes,
+    draft_model: DraftModelState,
     totals: Counts,
 }
 
@@ -225,6 +232,7 @@ impl Scheduler {
             rows_in_flight: 0,
             drafts_in_flight: false,
             step_times: StepTimes::default(),
+            draft_model: DraftModelState::default(),
             totals: Counts::default(),
             config,
         }
@@ -252,7 +260,8 @@ impl Scheduler {
             self.waiting_batch.reset_counters();
         }
         for (id, request) in group {
-            let sequence = Sequence::new(id, self.next_sequence_number, self.totals.steps, request);
+            let mut sequence = Sequence::new(id, self.next_sequence_number, self.totals.steps, request);
+            sequence.model_drafts = self.config.draft_model.then(ModelDrafts::default);
             self.next_sequence_number += 1;
             let earlier = self.orders.insert(id, sequence.order);
             assert!(earlier.is_none(), "request {} was submitted twice", id.0);
@@ -325,6 +334,9 @@ impl Scheduler {
         self.totals.steps += 1;
         self.rows_in_flight += planned.len();
         self.drafts_in_flight = planned.iter().any(|row| row.drafts > 0);
+        if !self.drafts_in_flight {
+            self.draft_model.allow(self.step_times.seconds(planned.len()));
+        }
         let rows_of_step = PlannedRows { step: id, rows: planned };
         Some(PlannedStep { plan: Arc::new(StepPlan { id, rows }), rows: rows_of_step })
     }
@@ -351,7 +363,9 @@ impl Scheduler {
             self.drafts_in_flight = false;
         }
         for (row, output) in rows.rows.iter().zip(output.rows) {
-            self.totals.speculation.add(row.drafts, output.tokens.len());
+            let fed = if self.config.draft_model { output.drafts.len() } else { row.drafts };
+            self.totals.speculation.add(fed, output.tokens.len());
+            self.observe_proposals(row, &output);
             self.commit_row(row, output, &mut updates);
         }
         self.waiting.flush_charges();
@@ -361,74 +375,6 @@ impl Scheduler {
 
     fn steps_in_flight(&self) -> usize {
         (self.totals.steps - self.committed_steps) as usize
-    }
-
-    /// Applies one row's output to its sequence. Adds the update for the client, if the output has one.
-    fn commit_row(&mut self, row: &PlannedRow, output: RowOutput, updates: &mut Vec<(RequestId, Update)>) {
-        let Some(sequence) = self.running.get_mut(&row.order) else {
-            return self.commit_leaving_row(row, output, updates);
-        };
-        let first = updates.len();
-        apply_output(sequence, row, output, &self.pool, &self.config, updates);
-        let Some((id, update)) = updates.get(first) else { return };
-        let queue = if row.order.batch { &mut self.waiting_batch } else { &mut self.waiting };
-        queue.charge_output(sequence.tenant(), update.tokens.len());
-        let prompt = sequence.prompt_len();
-        if update.finish.is_some() {
-            let sequence = self.running.remove(&row.order).expect("it was there a moment ago");
-            self.release(sequence, LeaveReason::Ended);
-        }
-        self.count_update(*id, prompt, update);
-    }
-
-    /// Applies the output of a row whose sequence left while the row was in flight.
-    fn commit_leaving_row(
-        &mut self,
-        row: &PlannedRow,
-        output: RowOutput,
-        updates: &mut Vec<(RequestId, Update)>,
-    ) {
-        let leaving =
-            self.leaving.remove(&row.order).expect("a sequence with a row in flight runs or leaves");
-        let LeavingSequence { mut sequence, mut reason } = leaving;
-        let first = updates.len();
-        match reason {
-            LeaveReason::Preempted => {
-                apply_output(&mut sequence, row, output, &self.pool, &self.config, updates);
-            }
-            LeaveReason::Ended => sequence.discard(),
-        }
-        let prompt = sequence.prompt_len();
-        if let Some((id, update)) = updates.get(first) {
-            self.queue(row.order.batch).charge_output(sequence.tenant(), update.tokens.len());
-            self.count_update(*id, prompt, update);
-            if update.finish.is_some() {
-                reason = LeaveReason::Ended;
-            }
-        }
-        self.release(sequence, reason);
-    }
-
-    /// Releases the blocks and the slot of a sequence that no longer runs, now or when its last row in flight
-    /// is committed.
-    fn release(&mut self, mut sequence: Sequence, reason: LeaveReason) {
-        self.reserved -= std::mem::take(&mut sequence.reserved);
-        if sequence.in_flight > 0 {
-            self.leaving.insert(sequence.order, LeavingSequence { sequence, reason });
-        } else if reason == LeaveReason::Preempted {
-            sequence.give_up();
-            self.enqueue(sequence);
-        }
-    }
-
-    fn count_update(&mut self, id: RequestId, prompt: usize, update: &Update) {
-        self.totals.generated_tokens += update.tokens.len() as u64;
-        if update.cached_tokens.is_some() {
-            self.totals.prompt_tokens += prompt as u64;
-        }
-        if update.finish.is_some() {
-            self.orders.remove(&id);
-        }
     }
 
     /// Prompt tokens of running live sequences that are not planned yet.
@@ -476,25 +422,5 @@ impl Scheduler {
     /// The scheduler's limits.
     pub fn config(&self) -> &SchedulerConfig {
         &self.config
-    }
-}
-
-/// Applies a row's output to its sequence and caches the blocks that it completes. If the output is faulty,
-/// all blocks of the sequence leave the prefix cache: a prefill chunk that samples no token does not show
-/// whether its KV values are finite. Adds the update to `updates`, so that it is not copied again.
-fn apply_output(
-    sequence: &mut Sequence,
-    row: &PlannedRow,
-    output: RowOutput,
-    pool: &Pool,
-    config: &SchedulerConfig,
-    updates: &mut Vec<(RequestId, Update)>,
-) {
-    let (computed, first) = (sequence.computed(), updates.len());
-    sequence.apply_output(row, output, config, updates);
-    if let Some((_, Update { finish: Some(Finish::Error(_)), .. })) = updates.get(first) {
-        sequence.table.blocks().iter().for_each(|block| pool.forget(block));
-    } else if config.prefix_caching {
-        sequence.publish(computed, pool);
     }
 }

@@ -59,7 +59,7 @@ impl Draft {
 
     fn add(&mut self, sequence: &mut Sequence, len: usize, drafts: usize) {
         let (row, planned) = sequence.row(len, drafts);
-        self.budget -= row.tokens.len();
+        self.budget -= row.tokens.len() + row.proposals;
         self.rows.push(row);
         self.planned.push(planned);
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::blocks::{BlockTable, Pool};
+use super::draft_model::{DraftModelState, ModelDrafts};
 use super::ngram::Drafter;
 use super::prefix::BlockKey;
 use super::slots::Slot;
@@ -51,6 +52,8 @@ pub struct Sequence {
     pub reserved: usize,
     /// Drafts to feed with the next decode row.
     pub wanted_drafts: usize,
+    /// The draft model's state; `None` if drafts are found in the sequence.
+    pub(super) model_drafts: Option<ModelDrafts>,
     request: Request,
     /// The prompt, followed by all committed output tokens.
     tokens: Vec<u32>,
@@ -71,9 +74,9 @@ pub struct Sequence {
     cached: Option<u32>,
     /// Whether the first update has been returned.
     answered: bool,
-    /// Finds drafts; `None` until they are first asked for.
+    /// Finds drafts; `None` until they are first asked for, and with a draft model.
     drafter: Option<Box<Drafter>>,
-    /// The drafts of the row in flight.
+    /// The drafts of the row in flight, unless the executor proposes them.
     drafts: Vec<u32>,
 }
 
@@ -87,7 +90,7 @@ pub struct PlannedRow {
     position: usize,
     /// Tokens fed, without drafts.
     len: usize,
-    /// Drafts fed after them.
+    /// Drafts fed after them; with a draft model at most.
     pub(super) drafts: usize,
     sample: bool,
     scores: usize,
@@ -111,6 +114,7 @@ impl Sequence {
             preemptions: 0,
             reserved: 0,
             wanted_drafts: 0,
+            model_drafts: None,
             tokens: request.prompt.to_vec(),
             scored: (request.prompt_logprobs_start as usize).saturating_sub(1),
             request,
@@ -152,6 +156,16 @@ impl Sequence {
     pub(crate) fn growth(&self) -> usize {
         let most = self.prompt_len() + (self.request.stop.max_tokens as usize).max(1) - 1;
         most.div_ceil(BLOCK_TOKENS).saturating_sub(self.len().div_ceil(BLOCK_TOKENS))
+    }
+
+    /// Number of tokens generated so far.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len()
+    }
+
+    /// The most tokens that the sequence may still generate.
+    pub(super) fn most_tokens_left(&self) -> usize {
+        (self.request.stop.max_tokens as usize).saturating_sub(self.generated())
     }
 
     /// Number of tokens known so far: prompt and committed output.
@@ -215,6 +229,7 @@ impl Sequence {
         self.starting = true;
         self.planned = cached;
         self.computed = cached;
+        self.model_drafts.iter_mut().for_each(|drafts| drafts.start(cached));
         let reported = cached.min(self.prompt_len());
         self.cached.get_or_insert(u32::try_from(reported).expect("a prompt's length fits in 32 bits"));
     }
@@ -247,15 +262,19 @@ impl Sequence {
 
     /// The chances of at most `most` drafts of the next decode row that is not in flight; see
     /// [`Drafter::chances`]. Empty for a sequence that does not decode or has no use for drafts.
-    pub(super) fn draft_chances(&mut self, most: usize) -> Vec<f32> {
-        let generated = self.tokens.len() - self.prompt_len();
+    pub(super) fn draft_chances(&mut self, most: usize, model: &DraftModelState) -> Vec<f32> {
+        let generated = self.generated();
         if self.pending() != 1 || generated == 0 {
             return Vec::new();
         }
-        let drafter = self.drafter.get_or_insert_with(|| Box::new(Drafter::new()));
-        drafter.extend(&self.tokens, self.request.prompt.len());
         // The row's own sample may be the last token, and needs no draft.
         let left = self.request.stop.max_tokens as usize - generated - self.ahead - 1;
+        if let Some(drafts) = &self.model_drafts {
+            let chance = model.chance(drafts);
+            return (1..=most.min(left) as i32).map(|place| chance.powi(place)).collect();
+        }
+        let drafter = self.drafter.get_or_insert_with(|| Box::new(Drafter::new()));
+        drafter.extend(&self.tokens, self.request.prompt.len());
         drafter.chances(most.min(left) + self.ahead).skip(self.ahead).collect()
     }
 
@@ -273,8 +292,9 @@ impl Sequence {
     pub fn row(&mut self, len: usize, drafts: usize) -> (Row, PlannedRow) {
         let position = self.planned;
         let end = position + len;
+        let proposals = if self.model_drafts.is_some() { drafts } else { 0 };
         self.drafts = self.next_drafts(drafts);
-        let drafts = self.drafts.len();
+        let drafts = self.drafts.len() + proposals;
         let sample = end == self.tokens.len() + self.ahead && self.request.stop.max_tokens > 0;
         let (score_from, score) = self.targets(position, end);
         let reward = self.request.reward && end == self.prompt_len();
@@ -292,7 +312,8 @@ impl Sequence {
             position: u32::try_from(position).expect("positions fit in 32 bits"),
             blocks: self.table.ids(end + drafts).into(),
             sample,
-            drafts,
+            drafts: self.drafts.len(),
+            proposals,
             score,
             score_from: u32::try_from(score_from).expect("positions fit in 32 bits"),
             reward,
@@ -339,13 +360,16 @@ impl Sequence {
     pub(crate) fn apply_output(
         &mut self,
         row: &PlannedRow,
-        output: RowOutput,
+        mut output: RowOutput,
         config: &SchedulerConfig,
         updates: &mut Vec<(RequestId, Update)>,
     ) {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample && row.drafts == 0);
-        let drafts = std::mem::take(&mut self.drafts);
+        let mut drafts = std::mem::take(&mut self.drafts);
+        if self.model_drafts.is_some() {
+            drafts = std::mem::take(&mut output.drafts);
+        }
         let failed = match &output.grammar {
             GrammarProgress::TooComplex(reason) if !output.non_finite => {
                 Some(Finish::TooComplex(reason.clone()))
@@ -453,6 +477,9 @@ fn fault(row: &PlannedRow, output: &RowOutput, drafts: &[u32], config: &Schedule
     }
     if let Some(token) = output.tokens.iter().find(|token| token.id as usize >= vocab) {
         return Some(format!("the executor sampled token {} of a vocabulary of {vocab}", token.id));
+    }
+    if drafts.len() > row.drafts {
+        return Some(format!("the executor fed {} drafts, expected at most {}", drafts.len(), row.drafts));
     }
     let stuck = output.grammar == GrammarProgress::Stuck;
     let (got, least) = (output.tokens.len(), usize::from(row.sample && !stuck));

@@ -33,13 +33,17 @@ pub struct Row {
     pub tokens: TokenSource,
     /// Position of the first token.
     pub position: u32,
-    /// Ids of the KV blocks of positions `0..position + len`, in order.
+    /// Ids of the KV blocks of positions `0..position + len`, in order, with those of proposed drafts.
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
     /// Number of drafts at the end of `tokens`, which come from the host then. The row samples after the
     /// token before the drafts, and after each draft as long as the samples before are equal to the drafts.
     pub drafts: usize,
+    /// The most drafts that the executor proposes by its draft model and feeds after `tokens`, as if they
+    /// were among them. Without any, 0; otherwise `tokens` come from the host and have no drafts, no earlier
+    /// step is in flight, and `blocks` has room for the drafts.
+    pub proposals: usize,
     /// Prompt tokens to score: entry i is the token that follows token `score_from` + i of those fed. Empty
     /// unless prompt log-probabilities were asked for.
     pub score: Vec<u32>,
@@ -56,6 +60,11 @@ impl Row {
             TokenSource::Host(tokens) => &tokens[tokens.len() - self.drafts..],
             TokenSource::LastSampled => &[],
         }
+    }
+
+    /// Tokens fed, if the executor proposes all drafts that it may.
+    pub(crate) fn most_tokens(&self) -> usize {
+        self.tokens.len() + self.proposals
     }
 
     /// Tokens fed, without drafts.
@@ -122,6 +131,8 @@ pub struct RowOutput {
     /// The tokens sampled: none if the row asked for no sampling or its logits were not finite, otherwise one
     /// and one more for each draft that was accepted. All but the last are equal to the drafts.
     pub tokens: SmallVec<[SampledToken; 1]>,
+    /// The drafts that the executor proposed and fed, at most [`Row::proposals`].
+    pub drafts: Vec<u32>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,
     /// The values of the reward head, if [`Row::reward`] asks for them.

@@ -61,6 +61,20 @@ impl TimeoutStream {
         Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
     }
 
+    /// If what hyper writes is an error of its own that begins with `head`, writes the server's error instead.
+    /// Returns whether it has.
+    fn poll_replacement(&mut self, head: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        if self.replacement.is_none() && !self.requests.any_open() {
+            self.replacement = hyper_errors::replacement(head, &self.limits);
+        }
+        while let Some(left) = self.replacement.clone().filter(|left| !left.is_empty()) {
+            let result = poll_write(&self.stream, cx, |stream| stream.try_write(&left));
+            let count = ready!(self.poll_written(result, cx))?;
+            self.replacement = Some(left.slice(count..));
+        }
+        Poll::Ready(Ok(self.replacement.take().is_some()))
+    }
+
     /// Returns the result of a write, or lets the write timer run if it is pending.
     fn poll_written(
         &mut self,
@@ -106,7 +120,12 @@ impl AsyncRead for TimeoutStream {
 
 impl AsyncWrite for TimeoutStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_write_vectored(cx, &[io::IoSlice::new(buf)])
+        let this = self.get_mut();
+        if ready!(this.poll_replacement(buf, cx))? {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let result = poll_write(&this.stream, cx, |stream| stream.try_write(buf));
+        this.poll_written(result, cx)
     }
 
     fn poll_write_vectored(
@@ -115,16 +134,7 @@ impl AsyncWrite for TimeoutStream {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.replacement.is_none() && !this.requests.any_open() {
-            let limits = &this.limits;
-            this.replacement = bufs.first().and_then(|head| hyper_errors::replacement(head, limits));
-        }
-        while let Some(left) = this.replacement.clone().filter(|left| !left.is_empty()) {
-            let result = poll_write(&this.stream, cx, |stream| stream.try_write(&left));
-            let count = ready!(this.poll_written(result, cx))?;
-            this.replacement = Some(left.slice(count..));
-        }
-        if this.replacement.take().is_some() {
+        if ready!(this.poll_replacement(bufs.first().map_or(&[], |head| head), cx))? {
             return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
         }
         let result = poll_write(&this.stream, cx, |stream| stream.try_write_vectored(bufs));

@@ -39,6 +39,13 @@ pub struct SyntheticAnswers {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct AnswerKey(u64);
 
+impl AnswerKey {
+    /// A number from 0 to 1 for a token of the answer that this key and this sampling seed select.
+    pub(super) fn chance(self, index: usize, seed: u64) -> f64 {
+        unit(mix(self.0 ^ mix(seed ^ mix(index as u64))))
+    }
+}
+
 impl SyntheticAnswers {
     /// Answers of tokens out of `words`, ended by one of `eos`, with `mean` tokens on average. All ids are
     /// below `vocab`.

@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 
 pub use answers::SyntheticAnswers;
 pub use error::SettingsError;
-pub use simulated_model::SimulatedModel;
+pub use simulated_model::{SimulatedDraftModel, SimulatedModel};
 pub use timeline::{RequestOutcome, RequestTimeline, ServerSample};
 
 use crate::engine::{EngineError, Executor};
@@ -86,6 +86,12 @@ impl Executor for Simulator {
         self.free_at = self.free_at.max(now) + took;
         self.outstanding.push_back((output, self.free_at));
         Ok(())
+    }
+
+    fn wait(&mut self, until: Instant) {
+        if let Some((_, end)) = self.outstanding.front() {
+            std::thread::sleep(until.min(*end).saturating_duration_since(Instant::now()));
+        }
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {

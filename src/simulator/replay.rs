@@ -217,5 +217,6 @@ fn output(row: &RecordedRow) -> RowOutput {
     let tokens = row.tokens.iter().map(|id| SampledToken::new(*id)).collect();
     // The same holds for values of a reward head. A recording does not keep them.
     let reward = (row.rewards > 0).then(|| vec![0.0; row.rewards.min(1 << 24)].into());
-    RowOutput { tokens, scores, reward, non_finite: row.non_finite, grammar: row.grammar.clone() }
+    let (drafts, grammar) = (row.drafts.to_vec(), row.grammar.clone());
+    RowOutput { tokens, drafts, scores, reward, non_finite: row.non_finite, grammar }
 }

@@ -17,6 +17,21 @@ pub struct SimulatedModel {
     slots: Vec<Option<SimulatedSlot>>,
     /// Values of the reward head; 0 without one.
     reward_width: usize,
+    draft: Option<SimulatedDraftModel>,
+}
+
+/// A draft model on the same GPUs.
+#[derive(Debug, Clone)]
+pub struct SimulatedDraftModel {
+    /// Its step times.
+    pub cost: CostModel,
+    /// The probability that a draft is accepted if those before it are.
+    pub acceptance: f64,
+}
+
+impl SimulatedDraftModel {
+    /// The acceptance if none is given.
+    pub(crate) const ACCEPTANCE: f64 = 0.7;
 }
 
 /// Source of the generated tokens.
@@ -32,17 +47,28 @@ enum AnswerSource {
 struct SimulatedSlot {
     start: Arc<SlotStart>,
     key: AnswerKey,
+    /// Positions that the draft model has computed. It is taken to have computed those of the prefix cache.
+    drafted: usize,
 }
 
 impl SimulatedModel {
     /// A model that generates synthetic answers. All slots are empty.
     pub fn new(cost: CostModel, answers: SyntheticAnswers) -> Self {
-        Self { cost, answers: AnswerSource::Synthetic(answers), slots: Vec::new(), reward_width: 0 }
+        Self::of(cost, AnswerSource::Synthetic(answers))
     }
 
     /// A model that generates the answers given to [`SimulatedModel::add_answer`].
     pub fn scripted(cost: CostModel) -> Self {
-        Self { cost, answers: AnswerSource::Scripted(Vec::new()), slots: Vec::new(), reward_width: 0 }
+        Self::of(cost, AnswerSource::Scripted(Vec::new()))
+    }
+
+    fn of(cost: CostModel, answers: AnswerSource) -> Self {
+        Self { cost, answers, slots: Vec::new(), reward_width: 0, draft: None }
+    }
+
+    /// Gives the model a draft model, which proposes the drafts that plans ask for.
+    pub fn with_draft_model(self, draft: Option<SimulatedDraftModel>) -> Self {
+        Self { draft, ..self }
     }
 
     /// Gives the model a reward head of this many values; 0 for none.
@@ -74,14 +100,31 @@ impl SimulatedModel {
 
     /// Time that a step would take.
     pub fn predict(&self, plan: &StepPlan) -> StepTime {
-        self.cost.step(plan.rows.iter().map(shape))
+        let step = self.cost.step(plan.rows.iter().map(shape));
+        let Some(draft) = &self.draft else { return step };
+        let most = plan.rows.iter().map(|row| row.proposals).max().unwrap_or(0);
+        let pass = |place: usize| {
+            let rows = plan.rows.iter().filter(move |row| row.proposals > place);
+            draft.cost.step(rows.map(|row| self.drafting(row, place)))
+        };
+        std::iter::once(step).chain((0..most).map(pass)).sum()
+    }
+
+    /// A row of a pass of the draft model. The first one computes the tokens that it has missed.
+    fn drafting(&self, row: &Row, place: usize) -> RowShape {
+        let end = row.position as usize + row.tokens.len() + place;
+        let slot = self.slots.get(row.slot as usize).and_then(Option::as_ref);
+        let missed = slot.map_or(end, |slot| slot.drafted);
+        let position = if place == 0 { missed.min(end - 1) } else { end - 1 };
+        let count = |n: usize| u32::try_from(n).expect("a sequence's tokens fit in 32 bits");
+        RowShape { tokens: count(end - position), position: count(position), logits: 1 }
     }
 
     fn row(&mut self, row: &Row) -> RowOutput {
-        let index = row.slot as usize;
+        let at = row.slot as usize;
         if let Some(start) = &row.start {
-            if self.slots.len() <= index {
-                self.slots.resize(index + 1, None);
+            if self.slots.len() <= at {
+                self.slots.resize(at + 1, None);
             }
             let key = match &self.answers {
                 AnswerSource::Synthetic(_) => {
@@ -89,10 +132,12 @@ impl SimulatedModel {
                 }
                 AnswerSource::Scripted(_) => AnswerKey::default(),
             };
-            self.slots[index] = Some(SimulatedSlot { start: Arc::clone(start), key });
+            let drafted = row.position as usize;
+            self.slots[at] = Some(SimulatedSlot { start: Arc::clone(start), key, drafted });
         }
-        let slot = self.slots.get(index).and_then(Option::as_ref);
-        let SimulatedSlot { start, key } = slot.expect("the first row of a sequence has `start`");
+        let slot = self.slots.get(at).and_then(Option::as_ref);
+        let slot = slot.expect("the first row of a sequence has `start`");
+        let SimulatedSlot { start, key, .. } = slot;
         let prompt_top = start.prompt_logprobs.unwrap_or_default();
         let scores = row.score.iter().map(|token| self.answers.score(*token, prompt_top)).collect();
         if !row.sample {
@@ -102,8 +147,9 @@ impl SimulatedModel {
         }
         // The position alone determines the number of the token in the answer.
         let generated = row.position as usize + row.len_without_drafts() - start.prompt_len;
-        let mut output = RowOutput { scores, ..RowOutput::default() };
-        let drafts = row.draft_tokens().iter().map(Some).chain([None]);
+        let proposed = self.proposed(row, slot, generated);
+        let mut output = RowOutput { scores, drafts: proposed.clone(), ..RowOutput::default() };
+        let drafts = row.draft_tokens().iter().chain(&proposed).map(Some).chain([None]);
         for (index, draft) in (generated..).zip(drafts) {
             let chosen = self.answers.token(*key, index, &start.sampling);
             let mask = start.grammar.as_ref().and_then(|grammar| grammar.mask(index));
@@ -126,7 +172,26 @@ impl SimulatedModel {
                 break;
             }
         }
+        if row.proposals > 0
+            && let Some(slot) = &mut self.slots[at]
+        {
+            let accepted = output.tokens.len().saturating_sub(1).min(row.proposals - 1);
+            slot.drafted = row.position as usize + row.tokens.len() + accepted;
+        }
         output
+    }
+
+    /// The drafts of a row whose first sampled token has this index in the answer. Each is right with the
+    /// draft model's probability, by a hash of the answer's key and the index.
+    fn proposed(&self, row: &Row, slot: &SimulatedSlot, generated: usize) -> Vec<u32> {
+        let SimulatedSlot { start, key, .. } = slot;
+        let acceptance = self.draft.as_ref().map_or(0.0, |draft| draft.acceptance);
+        let draft = |index: usize| {
+            let token = self.answers.token(*key, index, &start.sampling);
+            let is_right = key.chance(index, start.sampling.seed) < acceptance;
+            if is_right { token } else { u32::from(token == 0) }
+        };
+        (generated..generated + row.proposals).map(draft).collect()
     }
 }
 
@@ -151,7 +216,8 @@ impl AnswerSource {
 
 /// Shape of a row for the cost model.
 fn shape(row: &Row) -> RowShape {
-    let logits = row.score.len() + usize::from(row.sample) + row.drafts;
+    let logits = row.score.len() + usize::from(row.sample) + row.drafts + row.proposals;
     let count = |n: usize| u32::try_from(n).expect("a step's tokens fit in 32 bits");
-    RowShape { tokens: count(row.tokens.len()), position: row.position, logits: count(logits) }
+    let tokens = row.tokens.len() + row.proposals;
+    RowShape { tokens: count(tokens), position: row.position, logits: count(logits) }
 }

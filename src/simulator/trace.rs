@@ -30,8 +30,9 @@ use crate::scheduler::MAX_DRAFTS;
 const MAGIC: &[u8; 6] = b"OCTREC";
 /// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
 /// events, version 3 no progress of grammars, version 4 no batches, version 5 no start of the scores of a
-/// prompt and no reward heads, version 6 no drafts and no limit on the prompt tokens of a step.
-const VERSION: &[u8; 2] = b"07";
+/// prompt and no reward heads, version 6 no drafts and no limit on the prompt tokens of a step, version 7 no
+/// draft models.
+const VERSION: &[u8; 2] = b"08";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;
 /// Bytes of a frame after its payload.

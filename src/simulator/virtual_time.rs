@@ -14,7 +14,7 @@ use super::timeline::{RequestOutcome, RequestTimeline, ServerSample};
 use crate::engine::Forecast;
 use crate::engine::admission::{prompt_load, queue_state};
 use crate::request::{Finish, Request, SamplingParams, StopRules, Tenant};
-use crate::scheduler::step_plan::StepOutput;
+use crate::scheduler::step_plan::{Row, StepOutput};
 use crate::scheduler::{
     MAX_IN_FLIGHT, PlannedRows, PlannedStep, RequestId, Scheduler, SchedulerConfig, SchedulerError, StepTimes,
 };
@@ -180,7 +180,7 @@ impl VirtualTime {
             let (output, time) = self.model.step(&plan);
             let took = time.total();
             self.free_at = self.free_at.max(self.now) + took;
-            let tokens = plan.rows.iter().map(|row| row.tokens.len()).sum();
+            let tokens = plan.rows.iter().map(Row::most_tokens).sum();
             self.in_flight.push_back(SimulatedStep { rows, output, tokens, took, end: self.free_at });
         }
         let Some(SimulatedStep { rows, output, tokens, took, end }) = self.in_flight.pop_front() else {

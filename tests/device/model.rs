@@ -11,7 +11,7 @@ use octant::model::{
     HeadDtype, LOGIT_ROWS, LoadError, Model, ModelConfig, Pass, Precision, Shard, Workspace,
 };
 use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner, RunnerOptions};
+use octant::runner::{DraftParts, RankParts, Runner, RunnerOptions};
 
 use crate::dev::{self, Dev};
 
@@ -101,6 +101,19 @@ pub fn engine(
     Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
 }
 
+/// Starts an engine with a fixture's model in FP8 and another one as its draft model.
+pub fn engine_with_draft_model(
+    dir: &Path,
+    draft: &Path,
+    config: impl FnOnce(&mut SchedulerConfig),
+    in_flight: usize,
+) -> (EngineHandle, EngineThread) {
+    let mut scheduler = SchedulerConfig { draft_model: true, ..scheduler_config(dir) };
+    config(&mut scheduler);
+    let runner = runner_with(dir, Some(draft), &scheduler);
+    Engine::start(scheduler, in_flight, Box::new(runner)).unwrap()
+}
+
 /// A configuration for a fixture's model.
 pub fn scheduler_config(dir: &Path) -> SchedulerConfig {
     let model = ModelConfig::from_dir(dir).unwrap();
@@ -116,24 +129,35 @@ pub fn scheduler_config(dir: &Path) -> SchedulerConfig {
         reward_width: model.reward_width(),
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
 /// A fixture's model in FP8, for an engine with this configuration.
 pub fn runner(dir: &Path, scheduler: &SchedulerConfig) -> Runner {
+    runner_with(dir, None, scheduler)
+}
+
+fn runner_with(dir: &Path, draft: Option<&Path>, scheduler: &SchedulerConfig) -> Runner {
     let (model_config, device, model) = load(dir, Precision::Fp8).unwrap();
-    let spec = CacheSpec {
-        layers: model_config.layers,
+    let spec = |config: &ModelConfig| CacheSpec {
+        layers: config.layers,
         blocks: scheduler.num_blocks,
-        heads: model_config.heads,
+        heads: config.heads,
         dtype: KvDtype::Fp8,
     };
+    let draft = draft.map(|dir| {
+        let (config, device) = (ModelConfig::from_dir(dir).unwrap(), device.sibling());
+        let model = Model::load(dir, &config, Shard::WHOLE, Precision::Fp8, &device, &mut |_| {}).unwrap();
+        DraftParts { device, comm: SingleDeviceGroup::alone(), model, cache: spec(&config) }
+    });
     let rank = RankParts {
         device,
         comm: SingleDeviceGroup::alone(),
         processors: Vec::new(),
         model,
-        cache: spec,
+        cache: spec(&model_config),
+        draft,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: model_config.vocab,

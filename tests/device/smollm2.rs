@@ -74,6 +74,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     };
     let rank = RankParts {
         device,
@@ -81,6 +82,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 80, heads: config.heads, dtype },
+        draft: None,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: config.vocab,

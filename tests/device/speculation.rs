@@ -12,7 +12,7 @@ use octant::scheduler::step_plan::{BLOCK_TOKENS, Row, RowOutput, SlotStart, Step
 use octant::scheduler::{MAX_DRAFTS, SchedulerConfig};
 
 use super::determinism::{Answer, alone, answer, block_on, requests};
-use super::model::{engine, fixture, runner, scheduler_config};
+use super::model::{engine, engine_with_draft_model, fixture, request, runner, scheduler_config};
 use crate::dev;
 
 /// A sequence whose answer is known.
@@ -50,6 +50,7 @@ impl Known {
             blocks: self.blocks[..blocks].into(),
             sample: true,
             drafts,
+            proposals: 0,
             score: Vec::new(),
             score_from: 0,
             reward: false,
@@ -154,6 +155,64 @@ fn an_engine_that_speculates_has_the_bits_of_one_that_does_not() {
                 assert!(counts.all_accepted() > 0, "{name}: {counts:?}");
                 assert!(counts.all_accepted() < counts.drafts, "{name}: {counts:?}");
             }
+        }
+    }
+}
+
+/// A draft model proposes the drafts. The two fixtures have nothing in common, so as a draft model for one
+/// another their drafts are rejected.
+#[test]
+fn an_engine_with_a_draft_model_has_the_bits_of_one_without() {
+    let scarce = *dev::SCARCE.end();
+    let all = [(scarce, 512, 2), (64, 512, 2), (64, 24, 1)];
+    let configurations = if dev::FAST { &all[..] } else { &all[..1] };
+    for (name, draft) in [("nemotron", "nemotron"), ("llama", "nemotron")] {
+        let dir = fixture(name);
+        let expected = alone(&dir);
+        for &(blocks, tokens, in_flight) in configurations {
+            let (handle, _thread) = engine_with_draft_model(
+                &dir,
+                &fixture(draft),
+                |config| {
+                    config.max_drafts = 5;
+                    (config.num_blocks, config.max_num_batched_tokens) = (blocks, tokens);
+                },
+                in_flight,
+            );
+            let of = format!("{name} with {draft}, {blocks} blocks and {tokens} tokens per step");
+            for round in 0..2 {
+                // The second round finds the prompts in the prefix cache.
+                let answers = block_on(async {
+                    let all = requests().into_iter().map(|request| answer(&handle, request));
+                    futures_util::future::join_all(all).await
+                });
+                assert!(answers == expected, "{of}, round {round}");
+            }
+            let counts = handle.stats().counts.speculation;
+            // Drafts of the same model are rejected where a grammar or a rule forbids them.
+            let accepted = counts.all_accepted() as f64 / counts.drafts as f64;
+            assert!(counts.drafts > 0, "{of}: no draft was fed");
+            assert!(if name == draft { accepted > 0.25 } else { accepted < 0.1 }, "{of}: {counts:?}");
+        }
+    }
+}
+
+/// A model accepts all drafts of its own copy: the copy has computed what it has missed, and draws by the
+/// same random numbers and penalties.
+#[test]
+fn a_model_accepts_all_drafts_of_its_copy() {
+    for name in ["nemotron", "llama"] {
+        let dir = fixture(name);
+        let (handle, _thread) =
+            engine_with_draft_model(&dir, &dir, |config| config.max_drafts = MAX_DRAFTS, 2);
+        let prompt: Vec<u32> = (0..130).map(|i| 3 + i * 37 % 380).collect();
+        // The last prompt is found in the prefix cache as far as the first one reaches.
+        for (len, temperature) in [(100, 1.0), (5, 0.0), (130, 1.0), (130, 0.7)] {
+            let answered = block_on(answer(&handle, request(&prompt[..len], dev::GENERATED, temperature, 3)));
+            assert_eq!(answered.len(), dev::GENERATED as usize);
+            let counts = handle.stats().counts.speculation;
+            assert!(counts.drafts > 0, "{name}: {counts:?}");
+            assert_eq!(counts.all_accepted(), counts.drafts, "{name}, prompt of {len}: {counts:?}");
         }
     }
 }

@@ -58,12 +58,21 @@ pub fn fastest(cache: &Path) -> Option<Dev> {
 /// Makes the devices of a group. All are on GPU 0. With `host-kernels` all are on the host, and every second
 /// one runs threads in descending order.
 pub fn ranks(count: usize) -> Vec<Dev> {
+    ranks_with(count, &Products::default())
+}
+
+/// The same, with products that need not be deterministic.
+pub fn library_ranks(count: usize) -> Vec<Dev> {
+    ranks_with(count, &Products::Fastest { cache: None })
+}
+
+fn ranks_with(count: usize, products: &Products) -> Vec<Dev> {
     #[cfg(feature = "host-kernels")]
-    return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, Products::default()).unwrap()).collect();
+    return (0..count).map(|rank| Cuda::on_host(rank % 2 == 1, products.clone()).unwrap()).collect();
     #[cfg(not(feature = "host-kernels"))]
     {
         one();
-        (0..count).map(|_| Cuda::new(0, Products::default()).unwrap()).collect()
+        (0..count).map(|_| Cuda::new(0, products.clone()).unwrap()).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Ranks that access one another's memory: sums in rank order; the same bits in both modes, in any sequence
 //! of steps and as over threads; and errors that name a rank that stalls or ends.
 
+mod parts;
+
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
@@ -15,11 +17,12 @@ use octant::device::{
 use octant::engine::{Engine, EngineHandle, EngineThread, SchedulerConfig};
 use octant::model::{Model, ModelConfig, Precision, Shard};
 use octant::request::{Request, SamplingParams, StopRules};
-use octant::runner::{RankParts, Runner, RunnerOptions};
+use octant::runner::{DraftParts, RankParts, Runner, RunnerOptions};
 
 use crate::dev;
 use crate::device::determinism::{Answer, answer, block_on};
 use crate::device::model::fixture;
+use parts::{Part, PartProduct};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -36,11 +39,20 @@ fn on_ranks<T: Send>(
 ) -> Vec<T> {
     let devices = dev::ranks(count);
     let group = P2p::group(&devices, TIMEOUT, LARGEST, one_shot).unwrap();
+    on_group(devices, group, run)
+}
+
+/// The same for a group of any kind.
+fn on_group<C: Communicator<Cuda>, T: Send>(
+    devices: Vec<Cuda>,
+    group: Vec<C>,
+    run: impl Fn(usize, &Cuda, C) -> T + Sync,
+) -> Vec<T> {
     std::thread::scope(|scope| {
         let run = &run;
         let ranks = devices.into_iter().zip(group).enumerate();
         let start =
-            |(rank, (device, comm)): (usize, (Cuda, P2p))| scope.spawn(move || run(rank, &device, comm));
+            |(rank, (device, comm)): (usize, (Cuda, C))| scope.spawn(move || run(rank, &device, comm));
         let threads: Vec<_> = ranks.map(start).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     })
@@ -112,6 +124,7 @@ fn parts_are_gathered_by_columns() {
 struct Reductions {
     residual: Floats,
     deltas: [Floats; 2],
+    product: PartProduct,
     out: Acts,
     identity: <Cuda as Device>::Matrix,
 }
@@ -125,13 +138,14 @@ impl Reductions {
     fn new(device: &Cuda, comm: &impl Communicator<Cuda>, parts: FloatType) -> Self {
         let codes: Vec<u8> = (0..COLS * COLS).map(|i| if i / COLS == i % COLS { 0x38 } else { 0 }).collect();
         let data = MatrixData::Fp8 { codes: &codes, scales: &[1.0; COLS] };
-        let delta = || device.floats_of(parts, MAX_ROWS, COLS).unwrap();
+        // A multiple of each number of ranks.
+        let delta = || device.floats_of(parts, 24, COLS).unwrap();
         let (residual, deltas) = (device.floats(MAX_ROWS, COLS).unwrap(), [delta(), delta()]);
         let out = device.acts(MAX_ROWS, COLS).unwrap();
         let floats = [&residual, &deltas[0], &deltas[1]];
         comm.register(GroupBuffers { floats: &floats, acts: &[&out] }).unwrap();
         let identity = upload_matrix(device, HostMatrix { out: COLS, input: COLS, data }).unwrap();
-        Self { residual, deltas, out, identity }
+        Self { residual, deltas, product: PartProduct::new(device, MAX_ROWS, COLS), out, identity }
     }
 
     fn norm(device: &Cuda) -> Norm<Cuda> {
@@ -146,7 +160,8 @@ impl Reductions {
     /// Reduces a row and reads the residual.
     fn once(&mut self, device: &Cuda, comm: &P2p) -> Result<Vec<f32>, DeviceError> {
         let delta = &mut self.deltas[0];
-        device.write(&values(1, COLS), delta)?;
+        let part = Part { seed: 1, rows: 1, quant: ActQuant::Fp8PerToken };
+        self.product.run(device, comm, part, delta)?;
         device.write(&values(2, COLS), &mut self.residual)?;
         let update = ResidualUpdate { residual: &mut self.residual, delta };
         comm.reduce_norm(device, update, &Self::norm(device), ActQuant::Fp8PerToken, &mut self.out)?;
@@ -169,13 +184,14 @@ impl Reductions {
         device.write(&values(50, rows * COLS), &mut self.residual).unwrap();
         for turn in 0..5 {
             let delta = &mut self.deltas[turn % 2];
-            device.write(&values(rank + 10 * turn, rows * COLS), delta).unwrap();
+            self.product.run(device, comm, Part { seed: rank + 10 * turn, rows, quant }, delta).unwrap();
             let update = ResidualUpdate { residual: &mut self.residual, delta };
             comm.reduce_norm(device, update, &norm, quant, &mut self.out).unwrap();
             device.linear(&self.out, &self.identity, &mut seen).unwrap();
             all.extend(device.read(&seen).unwrap());
         }
-        device.write(&values(rank + 77, rows * COLS), &mut self.deltas[1]).unwrap();
+        let part = Part { seed: rank + 77, rows, quant };
+        self.product.run(device, comm, part, &mut self.deltas[1]).unwrap();
         let update = ResidualUpdate { residual: &mut self.residual, delta: &mut self.deltas[1] };
         comm.reduce_add(device, update).unwrap();
         all.extend(device.read(&self.residual).unwrap());
@@ -190,24 +206,16 @@ fn one_shot_and_two_shot_have_the_bits_of_the_group_of_threads() {
         (ActQuant::Fp8PerToken, FloatType::Bf16),
         (ActQuant::Fp8Static(0.01), FloatType::Bf16),
     ] {
-        for (count, rows) in [(1, 1), (2, 3), (8, 1), (8, 9)] {
-            let devices = dev::ranks(count);
-            let expected: Vec<_> = std::thread::scope(|scope| {
-                let ranks = devices.into_iter().zip(Local::group(count, TIMEOUT)).enumerate();
-                let run = |rank: usize, device: Cuda, comm: Local| {
-                    let mut reductions = Reductions::new(&device, &comm, parts);
-                    reductions.run(&device, rank, &comm, rows, quant)
-                };
-                let threads: Vec<_> = ranks
-                    .map(|(rank, (device, comm))| scope.spawn(move || run(rank, device, comm)))
-                    .collect();
-                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        // More ranks than rows, and rows that ranks divide equally and unequally.
+        for (count, rows) in [(1, 1), (2, 3), (3, 7), (3, 6), (8, 1), (8, 9), (8, 8)] {
+            let expected = on_group(dev::ranks(count), Local::group(count, TIMEOUT), |rank, device, comm| {
+                Reductions::new(device, &comm, parts).run(device, rank, &comm, rows, quant)
             });
+            let case = format!("{quant:?}, {parts:?} parts, {count} ranks, {rows} rows");
             for one_shot in [0, MAX_ROWS] {
                 let got = on_ranks(count, OneShotRows::Fixed(one_shot), |rank, device, comm| {
                     Reductions::new(device, &comm, parts).run(device, rank, &comm, rows, quant)
                 });
-                let case = format!("{quant:?}, {parts:?} parts, {count} ranks, {rows} rows");
                 assert!(got == expected, "{case}, one-shot up to {one_shot}");
             }
         }
@@ -329,6 +337,17 @@ fn engine<C: Communicator<Cuda>>(
     devices: Vec<Cuda>,
     group: Vec<C>,
 ) -> (EngineHandle, EngineThread) {
+    engine_with(dir, devices, group, Vec::new())
+}
+
+/// The same with the model as its own draft model, whose ranks communicate through `drafts`, unless that is
+/// empty.
+fn engine_with<C: Communicator<Cuda>>(
+    dir: &Path,
+    devices: Vec<Cuda>,
+    group: Vec<C>,
+    drafts: Vec<C>,
+) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let scheduler = SchedulerConfig {
         max_num_seqs: 4,
@@ -341,17 +360,25 @@ fn engine<C: Communicator<Cuda>>(
         prefix_caching: true,
         reward_width: 0,
         policy: Default::default(),
-        max_drafts: 0,
+        max_drafts: if drafts.is_empty() { 0 } else { 3 },
+        draft_model: !drafts.is_empty(),
     };
     let count = devices.len();
+    let mut drafts = drafts.into_iter();
     let parts = devices.into_iter().zip(group).zip(Shard::all(count)).map(|((device, comm), shard)| {
-        let model = Model::load(dir, &config, shard, Precision::Fp8, &device, &mut |_| {}).unwrap();
+        let load =
+            |device: &Cuda| Model::load(dir, &config, shard, Precision::Fp8, device, &mut |_| {}).unwrap();
+        let model = load(&device);
         let cache = CacheSpec {
             layers: config.layers,
             blocks: scheduler.num_blocks,
             heads: model.config().heads,
             dtype: KvDtype::Fp8,
         };
+        let draft = drafts.next().map(|comm| {
+            let device = device.sibling();
+            DraftParts { model: load(&device), device, comm, cache }
+        });
         let (max_num_seqs, max_num_batched_tokens) =
             (scheduler.max_num_seqs, scheduler.max_num_batched_tokens);
         RankParts {
@@ -360,6 +387,7 @@ fn engine<C: Communicator<Cuda>>(
             processors: Vec::new(),
             model,
             cache,
+            draft,
             max_num_seqs,
             max_num_batched_tokens,
             vocab: config.vocab,
@@ -407,6 +435,21 @@ fn models_over_p2p_have_the_bits_of_the_group_of_threads() {
     }
 }
 
+#[test]
+fn a_draft_model_over_p2p_changes_no_bit() {
+    let dir = fixture("wide");
+    let expected = answers(&engine(&dir, dev::ranks(2), Local::group(2, TIMEOUT)));
+    let devices = dev::ranks(2);
+    let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+    let largest = Message { rows: 1, cols: hidden, ..LARGEST };
+    let group = || P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(2)).unwrap();
+    let (group, drafts) = (group(), group());
+    let drafting = engine_with(&dir, devices, group, drafts);
+    assert!(answers(&drafting) == expected);
+    let counts = drafting.0.stats().counts.speculation;
+    assert!(counts.drafts > 0 && counts.all_accepted() == counts.drafts, "{counts:?}");
+}
+
 /// Runs the kernels in a separate program, because this test's binary is not compiled with ThreadSanitizer.
 #[cfg(feature = "host-kernels")]
 #[test]
@@ -432,6 +475,8 @@ fn thread_sanitizer_finds_no_data_race() {
     let cannot = run(&mut plain()).1.contains("unexpected memory mapping");
     let start = || if cannot { fixed() } else { plain() };
     assert_eq!(run(&mut start()), (Some(0), "eight ranks agree\n".to_owned()));
-    let (status, report) = run(start().arg("broken"));
-    assert!(status != Some(0) && report.contains("data race"), "{status:?}: {report}");
+    for fault in ["broken", "early"] {
+        let (status, report) = run(start().arg(fault));
+        assert!(status != Some(0) && report.contains("data race"), "{fault}: {status:?}: {report}");
+    }
 }

@@ -1,10 +1,11 @@
 // Runs the kernels of ranks that access one another's memory on eight threads under ThreadSanitizer: writes
 // to memory must be ordered before other ranks' reads, and those before the next writes. Everything is
-// compiled in this file, so that the sanitizer sees every access. With an argument, consecutive reductions
-// read the same deltas, a race that the sanitizer must find. `tests/gpu/p2p.rs` compiles and runs this
-// program.
+// compiled in this file, so that the sanitizer sees every access. With the argument `broken`, consecutive
+// reductions read the same deltas; with `early`, ranks push parts to deltas that others may still read. The
+// sanitizer must find both races. `tests/gpu/p2p.rs` compiles and runs this program.
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "../../kernels/host/products.cpp"
 
 #include "../../kernels/gather.cu"
+#include "../../kernels/linear.cu"
 #include "../../kernels/packet_norm.cu"
 #include "../../kernels/reduce.cu"
 #include "../../kernels/reduce_norm.cu"
@@ -23,6 +25,8 @@
 namespace {
 
 constexpr uint32_t ranks = MAX_RANKS, cols = 64, max_rows = 9;
+// Rows of a rank's deltas: the parts of all ranks for the rows that it sums.
+constexpr uint32_t delta_rows = 16;
 // Rows of the largest sum with packets, and its packets.
 constexpr uint32_t packet_rows = 2, capacity = packet_rows * cols / 8;
 
@@ -34,7 +38,11 @@ struct Rank {
     std::vector<float> scales;
     std::unique_ptr<uint4[]> values;
     std::vector<uint4> packets;
+    // A part that is pushed, BF16.
+    std::vector<uint16_t> pushed;
 };
+
+enum class Fault { none, same_deltas, early };
 
 std::vector<Rank> all(ranks);
 uint32_t words[1 + MAX_RANKS];
@@ -71,21 +79,60 @@ void fill(std::vector<uint16_t>& halves, uint32_t rows, uint32_t seed) {
     }
 }
 
+// The first row that rank `rank` sums.
+uint32_t first_row(uint32_t rank, uint32_t rows) { return rows * rank / ranks; }
+
+// The address that row 0 of rank `from`'s pushed part would have in the delta of rank `to`.
+unsigned char* part_of(uint32_t to, uint32_t from, uint32_t rows, uint32_t turn) {
+    const ptrdiff_t first = first_row(to, rows), share = first_row(to + 1, rows) - first;
+    auto* delta = reinterpret_cast<unsigned char*>(all[to].deltas[turn % 2].data());
+    return delta + (from * share - first) * cols * 2;
+}
+
+// Stores a part as the kernels of products do, whose hundreds of threads would take a minute here.
+struct PushParams {
+    OutputRows out;
+    const uint16_t* part;
+    uint32_t rows;
+};
+
+KERNEL(push, PushParams, 32) {
+    OutputCursor outputs = {p.out, cols, 0};
+    for (uint32_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
+        uint16_t* to = outputs.at<uint16_t>(row);
+        for (uint32_t i = threadIdx.x; i < cols; i += blockDim.x) to[i] = p.part[row * cols + i];
+    }
+}
+
+// Pushes a part to the ranks that sum its rows.
+void push(uint32_t rank, uint32_t rows, uint32_t turn) {
+    fill(all[rank].pushed, rows, rank + turn);
+    PushParams p{};
+    for (uint32_t to = 0; to < ranks; ++to) {
+        p.out.base[to] = part_of(to, rank, rows, turn);
+        p.out.ends[to] = first_row(to + 1, rows);
+    }
+    p.part = all[rank].pushed.data();
+    p.rows = rows;
+    launch("push", octant_push, p, 0);
+}
+
 // Sums the residuals, or adds the sum of deltas to them.
-void reduce(uint32_t rank, uint32_t rows, bool adds) {
+void reduce(uint32_t rank, uint32_t rows, bool adds, bool pushed) {
     ReduceParams p{};
     p.peers = peers_of(rank);
     p.parts_bf16 = adds;
     for (uint32_t i = 0; i < ranks; ++i) {
         const void* delta = all[i].deltas[1].data();
+        if (pushed) delta = part_of(rank, i, rows, 1);
         p.parts[i] = adds ? delta : all[i].residual.data();
         p.targets[i] = reinterpret_cast<float4*>(all[i].residual.data());
     }
     p.base = adds ? reinterpret_cast<float4*>(all[rank].residual.data()) : nullptr;
     // By rows, like the two-shot mode.
     const uint32_t each = adds ? 8 : 4;
-    p.first = rows * rank / ranks * cols / each;
-    p.last = rows * (rank + 1) / ranks * cols / each;
+    p.first = first_row(rank, rows) * cols / each;
+    p.last = first_row(rank + 1, rows) * cols / each;
     launch("reduce", octant_reduce, p, 0);
 }
 
@@ -95,14 +142,15 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
     p.peers = peers_of(rank);
     for (uint32_t i = 0; i < ranks; ++i) {
         p.deltas[i] = all[i].deltas[turn % 2].data();
+        if (two_shot) p.deltas[i] = part_of(rank, i, rows, turn);
         auto* values = reinterpret_cast<unsigned char*>(all[i].values.get());
         p.out[i] = {values, all[i].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
     }
     p.residual = all[rank].residual.data();
     p.weight = weight.data();
     p.cols = cols;
-    p.first = two_shot ? rows * rank / ranks : 0;
-    p.last = two_shot ? rows * (rank + 1) / ranks : rows;
+    p.first = two_shot ? first_row(rank, rows) : 0;
+    p.last = two_shot ? first_row(rank + 1, rows) : rows;
     p.two_shot = two_shot;
     p.eps = 1e-5f;
     p.delta_bf16 = 1;
@@ -149,41 +197,53 @@ float read(uint32_t rank, uint32_t rows) {
     return sum;
 }
 
-float steps(uint32_t rank, bool broken) {
-    float sum = 0.0f;
+// Sums parts in each of the modes, like a layer of a model.
+void sum(uint32_t rank, uint32_t rows, uint32_t turn, Fault fault) {
+    const uint32_t delta = fault == Fault::same_deltas ? 0 : turn;
+    if (rows > 4) {
+        push(rank, rows, delta);
+        return reduce_norm(rank, rows, delta, true);
+    }
+    fill(all[rank].deltas[delta % 2], rows, rank + turn);
+    if (rows <= packet_rows) {
+        packet_norm(rank, rows, delta);
+    } else {
+        reduce_norm(rank, rows, delta, false);
+        if (fault == Fault::early) push(rank, rows, delta);
+    }
+}
+
+float steps(uint32_t rank, Fault fault) {
+    float sums = 0.0f;
     for (uint32_t step = 0; step < 12; ++step) {
         const uint32_t rows = 1 + step * 5 % max_rows;
-        const bool two_shot = rows > 4;
         fill(all[rank].residual, rows, rank + step);
-        reduce(rank, rows, false);
+        reduce(rank, rows, false, false);
         for (uint32_t turn = 0; turn < 4; ++turn) {
-            // Two consecutive reductions of one buffer are the race.
-            fill(all[rank].deltas[broken ? 0 : turn % 2], rows, rank + turn);
-            if (rows <= packet_rows) {
-                packet_norm(rank, rows, broken ? 0 : turn);
-            } else {
-                reduce_norm(rank, rows, broken ? 0 : turn, two_shot);
-            }
-            sum += read(rank, rows);
+            sum(rank, rows, turn, fault);
+            sums += read(rank, rows);
         }
-        reduce(rank, rows, true);
-        for (uint32_t i = 0; i < rows * cols; ++i) sum += all[rank].residual[i];
+        if (rows > 4) push(rank, rows, 1);
+        reduce(rank, rows, true, rows > 4);
+        for (uint32_t i = 0; i < rows * cols; ++i) sums += all[rank].residual[i];
         for (uint32_t piece = 0; piece < 2; ++piece) {
             fill(all[rank].part, rows, rank + piece);
             gather(rank, rows);
-            for (uint32_t i = 0; i < rows * cols * ranks; ++i) sum += all[rank].whole[i];
+            for (uint32_t i = 0; i < rows * cols * ranks; ++i) sums += all[rank].whole[i];
         }
     }
-    return sum;
+    return sums;
 }
 
 }  // namespace
 
-int main(int count, char**) {
-    const bool broken = count > 1;
+int main(int count, char** arguments) {
+    Fault fault = Fault::none;
+    if (count > 1) fault = std::strcmp(arguments[1], "early") == 0 ? Fault::early : Fault::same_deltas;
     for (Rank& rank : all) {
+        rank.pushed.resize(max_rows * cols);
         for (auto* floats : {&rank.residual, &rank.part}) floats->resize(max_rows * cols);
-        for (auto& delta : rank.deltas) delta.resize(max_rows * cols);
+        for (auto& delta : rank.deltas) delta.resize(delta_rows * cols);
         rank.whole.resize(max_rows * cols * ranks);
         rank.scales.resize(max_rows);
         rank.packets.resize(3 * ranks * capacity, make_uint4(EMPTY, EMPTY, EMPTY, EMPTY));
@@ -192,7 +252,7 @@ int main(int count, char**) {
     std::vector<float> sums(ranks);
     std::vector<std::thread> threads;
     for (uint32_t rank = 0; rank < ranks; ++rank) {
-        threads.emplace_back([&, rank] { sums[rank] = steps(rank, broken); });
+        threads.emplace_back([&, rank] { sums[rank] = steps(rank, fault); });
     }
     for (std::thread& thread : threads) thread.join();
     for (uint32_t rank = 0; rank < ranks; ++rank) {

@@ -3,6 +3,7 @@
 mod batch;
 mod bench_engine;
 mod chat;
+mod draft_model;
 mod flags;
 mod interrupt;
 mod models;

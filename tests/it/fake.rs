@@ -46,6 +46,7 @@ pub fn config() -> SchedulerConfig {
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
@@ -67,6 +68,7 @@ pub fn scarce((seqs, tokens, blocks): (usize, usize, usize), prefix_caching: boo
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
@@ -204,11 +206,39 @@ impl FakeModel {
         assert_eq!(plan.id, self.steps, "plans come in order");
         self.steps += 1;
         check_plan(plan, self.max_rows_tokens);
-        for row in &plan.rows {
+        let rows: Vec<Row> = plan.rows.iter().map(|row| self.with_proposals(row)).collect();
+        for row in &rows {
             self.write(row, plan.id);
         }
-        let rows = plan.rows.iter().map(|row| self.read(row, plan.id)).collect();
+        let rows = rows.iter().map(|row| self.read(row, plan.id)).collect();
         StepOutput { id: plan.id, rows, ..StepOutput::default() }
+    }
+
+    /// The row with the drafts of a draft model: most are right, and sometimes there are fewer than asked
+    /// for.
+    fn with_proposals(&self, row: &Row) -> Row {
+        let mut row = row.clone();
+        let (TokenSource::Host(tokens), 1..) = (&mut row.tokens, row.proposals) else { return row };
+        let slot = self.slots[row.slot as usize].as_ref().expect("only a running sequence has drafts");
+        let cell = |p: usize| self.blocks[row.blocks[p / BLOCK_TOKENS] as usize][p % BLOCK_TOKENS];
+        let mut history: Vec<u32> = (0..row.position as usize).map(|p| cell(p).expect("written")).collect();
+        history.extend(&*tokens);
+        for _ in 0..row.proposals {
+            let generated = history.len() - slot.start.prompt_len;
+            let right = match self.parrot {
+                Some(skip) => parrot(&history, generated, skip),
+                None => next(&history, &slot.start.sampling, generated, self.vocab),
+            };
+            let token = match hash(&history, 99) % 10 {
+                0 => break,
+                1 => (right + 1) % self.vocab as u32,
+                _ => right,
+            };
+            tokens.push(token);
+            history.push(token);
+            row.drafts += 1;
+        }
+        row
     }
 
     fn write(&mut self, row: &Row, step: u64) {
@@ -240,10 +270,11 @@ impl FakeModel {
         let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
         let seen = row.sample || row.reward || !row.score.is_empty();
         let is_poisoned = |history: &[u32]| poison.is_some_and(|poison| history.contains(&poison));
+        let proposed = if row.proposals > 0 { row.draft_tokens().to_vec() } else { Vec::new() };
         if seen && is_poisoned(history) {
             // The sequence's next row may be in flight and is fed some token; its output is discarded.
             slot.last = Some((0, step));
-            return RowOutput { non_finite: true, ..RowOutput::default() };
+            return RowOutput { non_finite: true, drafts: proposed, ..RowOutput::default() };
         }
         let after = |i: usize| &history[..(row.position + row.score_from) as usize + i + 1];
         let asked = slot.start.prompt_logprobs.unwrap_or(0);
@@ -252,7 +283,7 @@ impl FakeModel {
             None => score(history, token),
         };
         let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
-        let mut output = RowOutput { scores, ..RowOutput::default() };
+        let mut output = RowOutput { scores, drafts: proposed, ..RowOutput::default() };
         if !row.sample {
             output.reward = row.reward.then(|| rewards(history, reward_width));
             return output;
@@ -297,11 +328,15 @@ impl FakeModel {
 /// Checks the rules of every plan.
 fn check_plan(plan: &StepPlan, max_tokens: usize) {
     assert!(!plan.rows.is_empty(), "a plan has rows");
-    let tokens: usize = plan.rows.iter().map(|row| row.tokens.len()).sum();
+    let tokens: usize = plan.rows.iter().map(|row| row.tokens.len() + row.proposals).sum();
     assert!(tokens <= max_tokens, "{tokens} tokens planned, at most {max_tokens}");
     for (i, row) in plan.rows.iter().enumerate() {
         assert!(!row.tokens.is_empty(), "a row has tokens");
-        let (position, end) = (row.position as usize, row.position as usize + row.tokens.len());
+        assert!(row.drafts == 0 || row.proposals == 0, "a row has drafts or asks for them");
+        let from_host = matches!(row.tokens, TokenSource::Host(_));
+        assert!(row.proposals == 0 || from_host, "drafts after a token that is not known");
+        let position = row.position as usize;
+        let end = position + row.tokens.len() + row.proposals;
         assert_eq!(row.blocks.len(), end.div_ceil(BLOCK_TOKENS), "a row has the blocks up to its end");
         for other in &plan.rows[i + 1..] {
             assert_ne!(row.slot, other.slot, "two rows in one slot");

@@ -69,6 +69,7 @@ fn runner_with(
         processors: Vec::new(),
         model,
         cache: CacheSpec { layers: config.layers, blocks: 2, heads: config.heads, dtype: KvDtype::Fp8 },
+        draft: None,
         max_num_seqs: 1,
         max_num_batched_tokens: 8,
         vocab: config.vocab,
@@ -90,8 +91,20 @@ fn start(sampling: SamplingParams, prompt: &[u32]) -> Option<Arc<SlotStart>> {
 fn step(id: u64, start: Option<Arc<SlotStart>>, position: u32, tokens: &[u32], sample: bool) -> StepPlan {
     let tokens = TokenSource::Host(tokens.to_vec());
     let (blocks, score) = ([0].into(), Vec::new());
-    let (drafts, score_from, reward) = (0, 0, false);
-    let row = Row { slot: 0, start, tokens, position, blocks, sample, drafts, score, score_from, reward };
+    let (drafts, proposals, score_from, reward) = (0, 0, 0, false);
+    let row = Row {
+        slot: 0,
+        start,
+        tokens,
+        position,
+        blocks,
+        sample,
+        drafts,
+        proposals,
+        score,
+        score_from,
+        reward,
+    };
     StepPlan { id, rows: vec![row] }
 }
 

@@ -15,6 +15,7 @@ use octant::cost::{CostModel, Hardware};
 use octant::device::KvDtype;
 use octant::engine::{EngineOptions, Recorder};
 use octant::model::{ModelConfig, Precision};
+use octant::simulator::SimulatedDraftModel;
 
 /// Cost model of the 340B on 8 H100s in FP8.
 pub fn cost() -> CostModel {
@@ -22,6 +23,14 @@ pub fn cost() -> CostModel {
     let model = ModelConfig::from_dir(&dir).unwrap();
     let hardware = Hardware::named(Hardware::H100).unwrap();
     CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap()
+}
+
+/// A small draft model on the same GPUs.
+pub fn draft_model(acceptance: f64) -> SimulatedDraftModel {
+    let model = ModelConfig::from_dir(&crate::device::model::fixture("wide")).unwrap();
+    let hardware = Hardware::named(Hardware::H100).unwrap();
+    let cost = CostModel::new(&model, 8, Precision::Fp8, KvDtype::Fp8, hardware).unwrap();
+    SimulatedDraftModel { cost, acceptance }
 }
 
 /// Two steps in flight, and everything recorded.

@@ -17,7 +17,7 @@ use octant::device::{CacheSpec, Device, DeviceError, KvDtype, Segment, StepInput
 use octant::engine::{Engine, EngineHandle, EngineThread, Executor, SchedulerConfig};
 use octant::model::{LOGIT_ROWS, Model, ModelConfig, Pass, Precision, Shard, Workspace};
 use octant::request::{Request, SamplingParams, StopRules, TokenLogprob};
-use octant::runner::{RankParts, Runner, RunnerOptions};
+use octant::runner::{DraftParts, RankParts, Runner, RunnerOptions};
 use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
 use crate::device::determinism::{answer, block_on};
@@ -145,6 +145,7 @@ fn scheduler(vocab_size: usize) -> SchedulerConfig {
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
@@ -155,9 +156,19 @@ fn engine(dir: &Path, ranks: usize) -> (EngineHandle, EngineThread) {
 
 fn engine_with(dir: &Path, ranks: usize, scheduler: SchedulerConfig) -> (EngineHandle, EngineThread) {
     let parts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
-    let parts = parts.map(|(comm, shard)| parts_of(dir, comm, shard, &scheduler)).collect();
+    let parts = parts.map(|(comm, shard)| parts_of(dir, comm, shard, &scheduler));
+    let drafts = Local::group(ranks, PATIENCE).into_iter().zip(Shard::all(ranks));
+    // The model is its own draft model.
+    let parts = parts.zip(drafts).map(|(parts, (comm, shard))| {
+        let draft = scheduler.draft_model.then(|| {
+            let RankParts { device, comm, model, cache, .. } = parts_of(dir, comm, shard, &scheduler);
+            DraftParts { device, comm, model, cache }
+        });
+        RankParts { draft, ..parts }
+    });
     let options = RunnerOptions { step_timeout: PATIENCE, mask_threads: 1 };
-    Engine::start(scheduler, 1, Box::new(Runner::start(parts, options))).unwrap()
+    let runner = Runner::start(parts.collect(), options);
+    Engine::start(scheduler, 1, Box::new(runner)).unwrap()
 }
 
 fn parts_of<C: Communicator<Cpu>>(
@@ -175,11 +186,42 @@ fn parts_of<C: Communicator<Cpu>>(
         comm,
         processors: Vec::new(),
         cache: CacheSpec { layers: config.layers, blocks, heads, dtype: KvDtype::Bf16 },
+        draft: None,
         model,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
         vocab: scheduler.vocab_size,
     }
+}
+
+/// Two ranks propose the same drafts, also where they exchange only their largest logits.
+#[test]
+fn ranks_with_a_draft_model_have_the_bits_of_ranks_without() {
+    let dir = fixture("wide");
+    let plain = scheduler(ModelConfig::from_dir(&dir).unwrap().vocab);
+    let ask = |index: u32| Request {
+        prompt: (0..3 + 31 * index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
+        sampling: Arc::new(SamplingParams {
+            temperature: (index % 2) as f32,
+            seed: u64::from(index),
+            logprobs: Some(2),
+            ..SamplingParams::greedy()
+        }),
+        stop: StopRules { max_tokens: 20, stop_ids: Vec::new() },
+        ..Request::score(&[1])
+    };
+    let requests: Vec<Request> = (0..4).map(|index| Request { reward: false, ..ask(index) }).collect();
+    let answers = |scheduler: SchedulerConfig| {
+        let (handle, _thread) = engine_with(&dir, 2, scheduler);
+        let all = requests.iter().map(|request| answer(&handle, request.clone()));
+        let answers = block_on(futures_util::future::join_all(all));
+        (answers, handle.stats().counts.speculation)
+    };
+    let (expected, _) = answers(plain.clone());
+    let (got, counts) = answers(SchedulerConfig { max_drafts: 4, draft_model: true, ..plain });
+    assert!(got == expected, "{counts:?}");
+    // The draft model is the model itself.
+    assert!(counts.drafts > 20 && counts.all_accepted() == counts.drafts, "{counts:?}");
 }
 
 /// Greedy continuations of all golden prompts in one batch, unquantised, with the margin of each choice.
@@ -300,6 +342,7 @@ fn faulty_step(fault: (usize, Fault), patience: Duration, step_timeout: Duration
         blocks: [0].into(),
         sample: true,
         drafts: 0,
+        proposals: 0,
         score: Vec::new(),
         score_from: 0,
         reward: false,

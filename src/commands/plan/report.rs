@@ -1,12 +1,13 @@
 //! The memory plan and the predicted step times of `octant plan`.
 
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::config::{PlanArgs, name};
 use crate::cost::{CostModel, Figure, Hardware, RowShape, StepTime, TermOrigin};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::launch::prepared::limit_length;
-use crate::model::{HeadDtype, ModelConfig, Precision, StepRoom};
+use crate::model::{HeadDtype, ModelConfig, StepRoom};
 use crate::runner::{GRAPH_LAUNCH_BYTES, MemoryNeeds, MemoryPlan, WeightBytes, graph_rows, token_bytes};
 
 /// The plan. Sizes are in bytes, times in seconds.
@@ -134,14 +135,17 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     model.head_dtype = args.lm_head_dtype.unwrap_or(HeadDtype::beside(args.quantization));
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
     let precision = args.quantization;
+    let draft = draft(args, &model)?;
     let lists = Lists::new(args, model.max_positions)?;
     let kv = [KvDtype::Fp8, KvDtype::Bf16].map(|kv| {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
         let cost = if args.deterministic { cost } else { cost.with_library() };
-        let needs = MemoryNeeds::new(&share, &Layout::CUDA, precision, kv, &room(args));
+        let needs = needs(args, &share, draft.as_ref(), kv);
         let available = hardware.available();
-        Ok(Inputs { args, share: &share, kv, needs, cost, available, lists: &lists }.cache())
+        let draft_token = draft.as_ref().map_or(0, |draft| token_bytes(draft, kv));
+        let token_bytes = token_bytes(&share, kv) + draft_token;
+        Ok(Inputs { args, share: &share, kv, token_bytes, needs, cost, available, lists: &lists }.cache())
     });
     Ok(Report {
         architecture: model.architecture,
@@ -154,12 +158,31 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         deterministic: args.deterministic,
-        memory: memory(args, &share, precision, &hardware),
+        memory: memory(args, &share, draft.as_ref(), &hardware),
         available: hardware.available(),
         figures: hardware.figures(),
         origins: hardware.term_origins(),
         kv: kv.into_iter().collect::<anyhow::Result<_>>()?,
     })
+}
+
+/// One rank's share of the draft model.
+fn draft(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<Option<ModelConfig>> {
+    let Some(dir) = &args.speculate else { return Ok(None) };
+    let mut draft = ModelConfig::from_dir(dir).context("--speculate")?;
+    draft.head_dtype = model.head_dtype;
+    draft.max_positions = draft.max_positions.min(model.max_positions);
+    Ok(Some(draft.share(args.tp).map_err(|e| anyhow::anyhow!("--speculate: {e}"))?))
+}
+
+/// The memory that a GPU needs for its share of the model and of the draft model.
+fn needs(args: &PlanArgs, share: &ModelConfig, draft: Option<&ModelConfig>, kv: KvDtype) -> MemoryNeeds {
+    let room = room(args);
+    let needs = MemoryNeeds::new(share, &Layout::CUDA, args.quantization, kv, &room);
+    let Some(draft) = draft else { return needs };
+    // The draft model's products are always deterministic.
+    let room = StepRoom { deterministic: true, ..room };
+    needs.beside(&MemoryNeeds::new(draft, &Layout::CUDA, args.quantization, kv, &room))
 }
 
 /// Lengths for which steps are predicted.
@@ -202,9 +225,14 @@ fn room(args: &PlanArgs) -> StepRoom {
 }
 
 /// The parts of the memory plan that do not depend on the element type of the KV cache.
-fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: &Hardware) -> Vec<Line> {
-    let weights = WeightBytes::new(share, &Layout::CUDA, precision);
-    let needs = MemoryNeeds::new(share, &Layout::CUDA, precision, KvDtype::Fp8, &room(args));
+fn memory(
+    args: &PlanArgs,
+    share: &ModelConfig,
+    draft: Option<&ModelConfig>,
+    hardware: &Hardware,
+) -> Vec<Line> {
+    let weights = WeightBytes::new(share, &Layout::CUDA, args.quantization);
+    let needs = needs(args, share, draft, KvDtype::Fp8);
     let layers = weights.layers;
     let line = |name, bytes, from: String| Line { name, bytes, estimate: false, from };
     let product = |name, index: usize| {
@@ -222,10 +250,15 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
     };
     let recorded = graph_rows(args.max_num_seqs.min(args.max_num_batched_tokens)).count();
     let launches = Layout::CUDA.graph_launches;
-    let graphs =
-        format!("{recorded} steps × {layers} layers × {launches} launches × {GRAPH_LAUNCH_BYTES} bytes");
+    let layers_of_both = layers + draft.map_or(0, |draft| draft.layers as u64);
+    let graphs = format!(
+        "{recorded} steps × {layers_of_both} layers × {launches} launches × {GRAPH_LAUNCH_BYTES} bytes"
+    );
     let rest = hardware.memory - hardware.context - hardware.available();
-    vec![
+    let draft_weights = needs.weights - weights.total();
+    let draft = draft.map(|draft| format!("{} layers of {}", draft.layers, draft.hidden));
+    let draft = draft.map(|from| line("draft model", draft_weights, from));
+    let lines = [
         product("QKV", 0),
         product("attention output", 1),
         product("MLP up", 2),
@@ -234,6 +267,8 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
         line("embedding", weights.embedding, table),
         line("head", weights.head, head),
         line("norms", weights.norms, "F32, whole on every GPU".to_owned()),
+    ];
+    let sums = [
         line("weights", needs.weights, "the lines above".to_owned()),
         line("activations", needs.activations, format!("steps of {} tokens", args.max_num_batched_tokens)),
         line("communication", needs.communication, "buffers that GPUs read from one another".to_owned()),
@@ -245,7 +280,8 @@ fn memory(args: &PlanArgs, share: &ModelConfig, precision: Precision, hardware: 
             from: "the driver's, before the plan".to_owned(),
         },
         line("kept free", rest, format!("{:.0} % of the rest", (1.0 - hardware.usable) * 100.0)),
-    ]
+    ];
+    lines.into_iter().chain(draft).chain(sums).collect()
 }
 
 /// Inputs of the plan of one KV cache.
@@ -254,6 +290,8 @@ struct Inputs<'a> {
     /// One rank's share of the model.
     share: &'a ModelConfig,
     kv: KvDtype,
+    /// Bytes of keys and values of one token, with those of the draft model.
+    token_bytes: u64,
     needs: MemoryNeeds,
     cost: CostModel,
     /// Bytes that a server may use.
@@ -263,13 +301,13 @@ struct Inputs<'a> {
 
 impl Inputs<'_> {
     fn cache(self) -> Kv {
-        let Self { args, share, kv, needs, cost, available, lists } = self;
+        let Self { args, share, kv, token_bytes, needs, cost, available, lists } = self;
         let longest = share.max_positions;
         let plan = MemoryPlan::new(needs, available, None, longest, args.max_num_seqs);
         let blocks = needs.blocks_within(available);
         Kv {
             dtype: name(&kv),
-            token_bytes: token_bytes(share, kv),
+            token_bytes,
             block_bytes: needs.block,
             scratch: needs.scratch,
             short_by: plan.as_ref().err().map_or(0, |lack| lack.need - lack.have),

@@ -31,7 +31,7 @@ mod sample;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use isa::Isa;
 
@@ -74,7 +74,7 @@ pub struct CpuOptions {
 /// A CPU as a [`Device`].
 #[derive(Debug)]
 pub struct Cpu {
-    pool: ThreadPool,
+    pool: Arc<ThreadPool>,
     isa: DetectedIsa,
     /// Products of any number of rows are dot products of BF16 pairs, if the instruction set is AVX-512.
     pairs: bool,
@@ -118,7 +118,7 @@ impl Cpu {
             message: format!("cannot start {threads} threads: {error}"),
         };
         Ok(Self {
-            pool: ThreadPool::new(threads).map_err(refused)?,
+            pool: Arc::new(ThreadPool::new(threads).map_err(refused)?),
             isa,
             pairs: options.pairs.unwrap_or_else(linear::pairs_are_fast),
             scratch,
@@ -274,6 +274,17 @@ impl Device for Cpu {
     type Step = Step;
 
     const LAYOUT: Layout = Layout::CPU;
+
+    fn sibling(&self) -> Self {
+        Self {
+            pool: Arc::clone(&self.pool),
+            isa: self.isa,
+            pairs: self.pairs,
+            scratch: self.scratch.iter().map(|_| Mutex::default()).collect(),
+            stage: Mutex::default(),
+            allocated: AtomicU64::new(0),
+        }
+    }
 
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
         MatrixBuilder::new(shape, self.isa.isa())

@@ -2,9 +2,19 @@
 
 use std::ops::Range;
 
+use super::peers::MAX_RANKS;
 use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
-use crate::device::DeviceError;
 use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, shared_bytes, variant_rows};
+use crate::device::{DeviceError, FloatType, Layout};
+
+/// `OutputRows` of `kernels/linear.cu`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct OutputRows {
+    base: [u64; MAX_RANKS],
+    ends: [u32; MAX_RANKS],
+}
+const _: () = assert!(size_of::<OutputRows>() == 96);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -13,7 +23,7 @@ struct LinearParams {
     x_scales: u64,
     w: u64,
     w_scales: u64,
-    out: u64,
+    out: OutputRows,
     partials: u64,
     counters: u64,
     m: u32,
@@ -25,7 +35,7 @@ struct LinearParams {
     row_tiles: u32,
     out_bf16: u32,
 }
-const _: () = assert!(size_of::<LinearParams>() == 88);
+const _: () = assert!(size_of::<LinearParams>() == 176);
 
 const THREADS: usize = 384;
 /// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
@@ -52,22 +62,69 @@ impl LinearScratch {
     }
 }
 
+/// Rows of a product that one rank sums.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct RowsOfRank {
+    /// The address that row 0 would have if the rank's memory had all rows.
+    pub(super) base: u64,
+    /// The first row that belongs to a later rank.
+    pub(super) end: usize,
+}
+
+/// Memory for the rows of a product.
+#[derive(Debug)]
+pub(super) struct Target {
+    float_type: FloatType,
+    cols: usize,
+    ranks: Vec<RowsOfRank>,
+}
+
+impl Target {
+    /// Rows in this device's memory.
+    pub(super) fn local(out: &Floats) -> Self {
+        Self::of_ranks(out, [RowsOfRank { base: out.data.address(), end: usize::MAX }])
+    }
+
+    /// Rows like those of `out` in the memory of each rank that sums them, in rank order.
+    pub(super) fn of_ranks(out: &Floats, ranks: impl IntoIterator<Item = RowsOfRank>) -> Self {
+        Self { float_type: out.float_type, cols: out.cols, ranks: ranks.into_iter().collect() }
+    }
+
+    /// The kernel's parameter for a launch whose first row is `first`.
+    fn rows_from(&self, first: usize) -> OutputRows {
+        let mut rows = OutputRows { base: [0; MAX_RANKS], ends: [u32::MAX; MAX_RANKS] };
+        let bytes = (first * self.cols * Layout::CUDA.float_bytes(self.float_type)) as u64;
+        for (index, rank) in self.ranks.iter().enumerate() {
+            rows.base[index] = rank.base + bytes;
+            if index + 1 < self.ranks.len() {
+                rows.ends[index] = rank.end.saturating_sub(first) as u32;
+            }
+        }
+        rows
+    }
+}
+
 pub(super) fn run(cuda: &Cuda, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
+    out.set_rows(x.rows);
+    run_to(cuda, x, w, &Target::local(out))
+}
+
+/// Computes x · wᵀ.
+pub(super) fn run_to(cuda: &Cuda, x: &Acts, w: &Matrix, target: &Target) -> Result<(), DeviceError> {
     assert_eq!(
-        (x.cols, out.cols),
+        (x.cols, target.cols),
         (w.input, w.out),
         "input and output of a [{}, {}] product",
         w.out,
         w.input
     );
     assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
-    out.set_rows(x.rows);
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
     let most = types.max_rows();
     match Cuts::new(w.tiles(), w.chunks()).division(x.rows, most) {
-        Division::Whole => launch(cuda, x, w, out, 0..x.rows, Division::Whole),
+        Division::Whole => launch(cuda, x, w, target, 0..x.rows, Division::Whole),
         Division::Spread => (0..x.rows).step_by(most.spread).try_for_each(|first| {
-            launch(cuda, x, w, out, first..x.rows.min(first + most.spread), Division::Spread)
+            launch(cuda, x, w, target, first..x.rows.min(first + most.spread), Division::Spread)
         }),
     }
 }
@@ -77,7 +134,7 @@ pub(super) fn launch(
     cuda: &Cuda,
     x: &Acts,
     w: &Matrix,
-    out: &Floats,
+    target: &Target,
     rows: Range<usize>,
     division: Division,
 ) -> Result<(), DeviceError> {
@@ -99,7 +156,7 @@ pub(super) fn launch(
         x_scales: x.scales.at(rows.start),
         w: w.data.address(),
         w_scales: w.scales.as_ref().map_or(0, Buffer::address),
-        out: out.data.at(rows.start * out.cols),
+        out: target.rows_from(rows.start),
         partials: scratch.partials.as_ref().expect(made).address(),
         counters: scratch.counters.as_ref().expect(made).address(),
         m: rows.len() as u32,
@@ -109,7 +166,7 @@ pub(super) fn launch(
         chunks: w.chunks() as u32,
         parts: cuts.parts() as u32,
         row_tiles: row_tiles as u32,
-        out_bf16: out.is_bf16(),
+        out_bf16: u32::from(target.float_type == FloatType::Bf16),
     };
     let shared = shared_bytes(types.x_chunks(), most);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };

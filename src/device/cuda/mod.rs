@@ -24,6 +24,7 @@ mod matrix;
 mod norm;
 mod packet_norm;
 mod peers;
+mod push;
 mod random_weights;
 mod reduce;
 mod reduce_norm;
@@ -103,6 +104,11 @@ struct SharedScratch {
 pub type Floats = super::Floats<Cuda>;
 
 impl Floats {
+    /// Bytes of a row.
+    fn row_bytes(&self) -> usize {
+        self.cols * Layout::CUDA.float_bytes(self.float_type)
+    }
+
     /// Whether the elements are BF16, as a kernel's parameter.
     fn is_bf16(&self) -> u32 {
         u32::from(self.float_type == FloatType::Bf16)
@@ -168,6 +174,13 @@ impl Cuda {
     /// If memory runs out or the kernel fails.
     pub fn random_weights(&self, weights: &RandomWeights<'_>) -> Result<Matrix, DeviceError> {
         self.with_scratch(random_weights::run(self, weights)?)
+    }
+
+    /// Makes a matrix of zeros to measure with. No library is measured for it.
+    pub(crate) fn zeros(&self, shape: MatrixShape) -> Result<Matrix, DeviceError> {
+        let matrix = MatrixBuilder::new(&self.driver, shape)?.finish()?;
+        self.scratch().linear.grow(&self.driver, &matrix)?;
+        Ok(matrix)
     }
 
     /// Returns the error of an operation that another rank did not reach. Such an operation itself
@@ -237,6 +250,10 @@ impl Device for Cuda {
     type Step = Step;
 
     const LAYOUT: Layout = Layout::CUDA;
+
+    fn sibling(&self) -> Self {
+        Self::with_driver(self.driver.clone(), Products::Deterministic)
+    }
 
     fn begin_matrix(&self, shape: MatrixShape) -> Result<MatrixBuilder, DeviceError> {
         MatrixBuilder::new(&self.driver, shape)

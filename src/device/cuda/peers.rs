@@ -3,6 +3,7 @@
 //!
 //! Every rank shares the same buffers in the same order. Shared memory lives until the last rank is dropped.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -158,8 +159,13 @@ impl Peers {
         &self.own.group.packets
     }
 
+    /// This rank's number.
+    pub(super) fn rank(&self) -> usize {
+        self.own.rank
+    }
+
     /// The number of ranks.
-    pub(super) fn size(&self) -> usize {
+    pub(crate) fn size(&self) -> usize {
         self.own.group.mailboxes.len()
     }
 
@@ -235,9 +241,14 @@ impl Peers {
     }
 
     /// This rank's share of `count` items.
-    pub(super) fn own_share(&self, count: usize) -> std::ops::Range<usize> {
+    pub(super) fn own_share(&self, count: usize) -> Range<usize> {
+        self.share_of(self.own.rank, count)
+    }
+
+    /// A rank's share of `count` items.
+    pub(super) fn share_of(&self, rank: usize, count: usize) -> Range<usize> {
         let size = self.size();
-        count * self.own.rank / size..count * (self.own.rank + 1) / size
+        count * rank / size..count * (rank + 1) / size
     }
 }
 

@@ -1,5 +1,7 @@
 //! `kernels/reduce.cu`.
 
+use std::ops::Range;
+
 use super::peers::{MAX_RANKS, Peers, PeersParams};
 use super::{Cuda, Floats, Launch};
 use crate::device::{DeviceError, FloatType};
@@ -25,8 +27,8 @@ const THREADS: usize = 256;
 pub enum ReduceMode {
     /// Every rank reads all parts and sums all rows. Every rank has the whole residual.
     OneShot,
-    /// Every rank sums its share of the rows and writes the results to the others. It has its own rows of the
-    /// residual only.
+    /// Every rank sums its share of the rows, which the products of all ranks have stored in its memory, and
+    /// writes the results to the others. It has its own rows of the residual only.
     TwoShot,
 }
 
@@ -35,8 +37,9 @@ pub enum ReduceMode {
 pub struct Reduction<'a> {
     /// This rank's residual; in two-shot mode only its share of the rows is valid.
     pub residual: &'a mut Floats,
-    /// This rank's part, which is shared. In one-shot mode two consecutive reductions have different parts,
-    /// since other ranks may still read the first.
+    /// This rank's part, which is shared; or memory to which the ranks have pushed their parts. Two
+    /// consecutive reductions have different ones, since in one-shot mode other ranks may still read the
+    /// first.
     pub delta: &'a Floats,
     /// The division of the rows.
     pub mode: ReduceMode,
@@ -48,8 +51,9 @@ impl Peers {
     /// # Errors
     /// If the launch is refused.
     pub fn reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
-        let vectors = vectors(x);
-        self.launch(cuda, x, None, x, self.own_share(vectors))
+        let share = self.own_share(vectors(x));
+        let operands = Operands { parts: self.addresses(x.data.address()), of: x, base: None, targets: x };
+        self.launch(cuda, operands, share)
     }
 
     /// residual += Σ over ranks of delta, all rows on every rank. Both are shared.
@@ -66,25 +70,20 @@ impl Peers {
                 rows.start * each..rows.end * each
             }
         };
-        self.launch(cuda, delta, Some(residual), residual, share)
+        let parts = self.part_addresses(delta, mode);
+        self.launch(cuda, Operands { parts, of: delta, base: Some(residual), targets: residual }, share)
     }
 
-    fn launch(
-        &self,
-        cuda: &Cuda,
-        parts: &Floats,
-        base: Option<&Floats>,
-        targets: &Floats,
-        share: std::ops::Range<usize>,
-    ) -> Result<(), DeviceError> {
+    fn launch(&self, cuda: &Cuda, operands: Operands<'_>, share: Range<usize>) -> Result<(), DeviceError> {
+        let Operands { parts, of, base, targets } = operands;
         let params = ReduceParams {
             peers: self.params(),
-            parts: self.addresses(parts.data.address()),
+            parts,
             targets: self.addresses(targets.data.f32().address()),
             base: base.map_or(0, |base| base.data.f32().address()),
             first: share.start as u64,
             last: share.end as u64,
-            parts_bf16: parts.is_bf16(),
+            parts_bf16: of.is_bf16(),
             unused: 0,
         };
         let grid = [self.blocks(share.len().div_ceil(THREADS)), 1, 1];
@@ -93,6 +92,18 @@ impl Peers {
         // alive.
         unsafe { cuda.driver.launch(launch, &params) }
     }
+}
+
+/// Operands of a launch.
+struct Operands<'a> {
+    /// The address of each rank's part.
+    parts: [u64; MAX_RANKS],
+    /// This rank's buffer for parts.
+    of: &'a Floats,
+    /// Added to the sum.
+    base: Option<&'a Floats>,
+    /// This rank's buffer for results.
+    targets: &'a Floats,
 }
 
 /// The number of groups of 16 bytes: four F32 elements, or eight of BF16.

@@ -58,7 +58,7 @@ impl Peers {
         let more = if two_shot { 2 * cols.next_multiple_of(row::COLS) } else { weights };
         let params = ReduceNormParams {
             peers: self.params(),
-            deltas: self.addresses(delta.data.address()),
+            deltas: self.part_addresses(delta, mode),
             residual: residual.data.f32().address(),
             weight: norm.weight.data.f32().address(),
             bias: norm.bias.as_ref().map_or(0, |bias| bias.data.f32().address()),

@@ -79,6 +79,11 @@ impl Acts {
         }
     }
 
+    /// The number of valid rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
     /// Rows of a chunk in memory.
     pub(super) fn chunk_rows(&self) -> usize {
         self.rows.next_multiple_of(ROWS)

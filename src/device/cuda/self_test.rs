@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use super::linear::{self, Types};
+use super::linear::{self, RowsOfRank, Target, Types};
 use super::matrix::{CHUNK, pack_row};
 use super::{Acts, Cuda, Floats, Matrix, MatrixBuilder};
 use crate::device::product_tiles::{Division, MaxRows};
@@ -16,6 +16,9 @@ const OUT: usize = 136;
 const INPUT: usize = 1808;
 /// Rows: those of the largest variant.
 const ROWS: usize = MaxRows::EQUAL.spread;
+/// The first row that the kernel stores elsewhere, as it does for ranks that sum rows. Every launch has rows
+/// before and after it.
+const SPLIT: usize = ROWS - 4;
 /// The largest operand. The sum of a chunk is at most 2^13, so that it is exact also in tensor cores that
 /// keep 13 fraction bits.
 const LARGEST: u64 = 8;
@@ -90,8 +93,8 @@ struct Test<'a> {
 impl<'a> Test<'a> {
     fn new(cuda: &'a Cuda, types: Types, operands: &Operands) -> Result<Self, DeviceError> {
         let out = |float_type| {
-            let mut out = cuda.floats_of(float_type, ROWS, OUT)?;
-            out.set_rows(ROWS);
+            let mut out = cuda.floats_of(float_type, ROWS + 1, OUT)?;
+            out.set_rows(ROWS + 1);
             Ok(out)
         };
         let outs = [out(FloatType::F32)?, out(FloatType::Bf16)?];
@@ -119,12 +122,19 @@ impl<'a> Test<'a> {
         kernel: &'static str,
     ) -> Result<(), DeviceError> {
         let unwritten = f32::NAN;
-        out.data.write(&vec![unwritten; ROWS * OUT])?;
-        linear::launch(self.cuda, &self.x, &self.w, out, rows.clone(), division)?;
-        let got = out.data.read(ROWS * OUT)?;
-        for (index, (got, expected)) in got.into_iter().zip(&self.expected).enumerate() {
-            let (row, output) = (index / OUT, index % OUT);
-            let expected = if rows.contains(&row) { out.float_type.round(*expected) } else { unwritten };
+        out.data.write(&vec![unwritten; (ROWS + 1) * OUT])?;
+        // As if two ranks summed the rows. Those of the second are stored one row later.
+        let first = RowsOfRank { base: out.data.address(), end: SPLIT };
+        let second = RowsOfRank { base: first.base + out.row_bytes() as u64, end: ROWS };
+        let target = Target::of_ranks(out, [first, second]);
+        linear::launch(self.cuda, &self.x, &self.w, &target, rows.clone(), division)?;
+        for (index, got) in out.data.read((ROWS + 1) * OUT)?.into_iter().enumerate() {
+            let (stored, output) = (index / OUT, index % OUT);
+            let row = if stored > SPLIT { stored - 1 } else { stored };
+            let expected = match stored != SPLIT && rows.contains(&row) {
+                true => out.float_type.round(self.expected[row * OUT + output]),
+                false => unwritten,
+            };
             if got != expected && !(got.is_nan() && expected.is_nan()) {
                 let work = match division {
                     Division::Spread => "spread over blocks",

@@ -1,4 +1,4 @@
-//! `octant bench throughput` and `octant bench latency` with a tiny model.
+//! `octant bench throughput`, `octant bench latency` and `octant bench host` with a tiny model.
 
 use serde_json::Value;
 
@@ -50,6 +50,26 @@ fn latency_times_whole_batches() {
     ordered.sort_by(f64::total_cmp);
     assert_eq!(figures["percentiles"]["50"], ordered[1]);
     assert!(text.starts_with("Avg latency: ") && text.contains("99% percentile latency: "), "{text}");
+}
+
+/// The server runs simulated steps of the given length, then steps of length 0.
+#[test]
+fn host_costs_are_those_of_a_server_with_steps_of_one_length() {
+    let directory = binary::model();
+    let model = directory.path().to_str().unwrap();
+    let args =
+        ["bench", "host", "--model", model, "--streams", "2", "--tokens", "60", "--step", "5", "--json"];
+    let output = octant(&args, &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let json = text.find("\n{\n").expect("the figures are an object at the end");
+    let figures: Value = serde_json::from_str(&text[json..]).unwrap();
+    assert_eq!(figures["gap"][0]["rows"], 2);
+    assert_eq!(figures["growth"].as_array().unwrap().len(), 11);
+    let rate = |server: usize| figures["server"][server]["tokens_per_second"].as_f64().unwrap();
+    // Two streams have at most one token each in 5 ms.
+    assert!(rate(0) > 0.0 && rate(0) < 405.0 && rate(1) > rate(0), "{figures}");
+    assert!(figures["bare"][0]["cpu_us"].as_f64().unwrap() > 0.0, "{figures}");
 }
 
 #[test]

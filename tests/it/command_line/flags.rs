@@ -60,14 +60,14 @@ fn flags_of_other_servers_say_what_to_do_instead() {
         ("--allow-credentials", "--allow-credentials: use --allowed-origins"),
         (
             "--speculative-config {}",
-            "--speculative-config: write --speculate ngram, and --speculative-tokens",
+            "--speculative-config: write --speculate ngram or --speculate DIR for a draft model, and",
         ),
         (
-            "--speculative-draft-model-path D",
-            "--speculative-draft-model-path: draft models are not supported",
+            "--speculative-algorithm EAGLE",
+            "--speculate: expected off, ngram, or the directory or name of a draft model, got `EAGLE`",
         ),
-        ("--speculative-algorithm EAGLE", "--speculate: got `EAGLE`; possible values: off, ngram"),
-        ("--speculate 3", "--speculate: got `3`; possible values: off, ngram"),
+        ("--speculate 3", "--speculate: expected off, ngram, or the directory or name of a draft model"),
+        ("--speculate org/-x", "--speculate: expected a directory, or a model's name ORG/NAME"),
         ("--speculative-tokens 17", "--speculative-tokens: expected a whole number from 1 to 16, got `17`"),
     ] {
         let error = parsed(&format!("serve DIR {line}")).unwrap_err();
@@ -103,6 +103,9 @@ fn speculation_has_the_names_of_other_servers() {
         ("--speculative-algorithm NGRAM --speculative-num-draft-tokens 4", "Ngram", 4),
         ("--speculate ngram --num-speculative-tokens 3", "Ngram", 3),
         ("--spec-type ngram-simple --draft-max 16", "Ngram", 16),
+        ("--speculative-draft-model-path ./D", r#"Draft("./D")"#, 8),
+        ("--speculative-model org/draft --draft 5", r#"Draft("org/draft")"#, 5),
+        ("-md /models/draft", r#"Draft("/models/draft")"#, 8),
     ] {
         let found = parsed(&format!("serve DIR {line}")).unwrap_or_else(|error| panic!("{line}: {error}"));
         let expected = format!("speculate: {method}, speculative_tokens: {tokens}");

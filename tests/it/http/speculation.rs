@@ -9,12 +9,12 @@ use octant::server::metrics::engine_metrics;
 
 /// A server whose answers repeat the prompt, so that nearly every draft is accepted.
 fn server(max_drafts: usize) -> TestServer {
-    server_with(max_drafts, 2)
+    server_with(SchedulerConfig { max_drafts, ..config() }, 2)
 }
 
-fn server_with(max_drafts: usize, in_flight: usize) -> TestServer {
+fn server_with(config: SchedulerConfig, in_flight: usize) -> TestServer {
     let start = EngineOptions { metrics: engine_metrics(), ..EngineOptions::new(in_flight) };
-    Setup { config: SchedulerConfig { max_drafts, ..config() }, start, ..Setup::new() }.launch()
+    Setup { config, start, ..Setup::new() }.launch()
 }
 
 const TEXT: &str = "one two three, one two three, one two four: é and ü, one two three";
@@ -40,6 +40,7 @@ async fn streamed(server: &TestServer, more: Value) -> (String, usize, Value) {
 #[tokio::test]
 async fn replies_are_equal_with_and_without_drafts() {
     let (plain, drafting) = (server(0), server(8));
+    let with_model = server_with(SchedulerConfig { max_drafts: 8, draft_model: true, ..config() }, 2);
     for more in [
         json!({}),
         json!({ "logprobs": true, "top_logprobs": 2 }),
@@ -50,13 +51,17 @@ async fn replies_are_equal_with_and_without_drafts() {
         json!({ "structured_outputs": { "regex": "one two [a-z ,]+: é.*" } }),
     ] {
         let expected = without_id(plain.chat(TEXT, more.clone()).await.json());
-        let got = without_id(drafting.chat(TEXT, more.clone()).await.json());
-        assert_eq!(got, expected, "{more}");
+        for server in [&drafting, &with_model] {
+            let got = without_id(server.chat(TEXT, more.clone()).await.json());
+            assert_eq!(got, expected, "{more}");
+        }
     }
     plain.until_empty().await;
-    drafting.until_empty().await;
-    let accepted = drafting.engine.stats().counts.speculation.all_accepted();
-    assert!(accepted > 100, "{accepted} drafts accepted");
+    for server in [&drafting, &with_model] {
+        server.until_empty().await;
+        let accepted = server.engine.stats().counts.speculation.all_accepted();
+        assert!(accepted > 100, "{accepted} drafts accepted");
+    }
     assert_eq!(plain.engine.stats().counts.speculation, Default::default());
     for name in ["vllm:generation_tokens_total", "vllm:request_generation_tokens_sum"] {
         let value = |text: &str| metric(text, name, &[]);
@@ -80,7 +85,8 @@ async fn a_stream_sends_the_tokens_of_a_step_together() {
 #[tokio::test]
 async fn metrics_count_drafts_and_charge_each_token_once() {
     // With two steps in flight, a request may be charged for a row after its last token.
-    let (plain, drafting) = (server_with(0, 1), server_with(8, 1));
+    let with = |max_drafts| server_with(SchedulerConfig { max_drafts, ..config() }, 1);
+    let (plain, drafting) = (with(0), with(8));
     let mut computed = Vec::new();
     for server in [&plain, &drafting] {
         for more in [json!({}), json!({ "max_tokens": 50 }), json!({ "stop_token_ids": [b':'] })] {

@@ -114,6 +114,7 @@ pub fn config() -> SchedulerConfig {
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 

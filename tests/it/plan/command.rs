@@ -87,6 +87,35 @@ fn tables_and_json_have_the_same_figures() {
     );
 }
 
+/// A draft model takes memory for its weights, and of every KV block.
+#[test]
+fn a_draft_model_is_part_of_the_plan() {
+    let draft = fixture("wide");
+    let with = ["--tp", "8", "--speculate", draft.to_str().unwrap()];
+    same_figures(&dir_340b(), &with);
+    let (plain, with, draft) =
+        (json(&dir_340b(), &with[..2]), json(&dir_340b(), &with), json(&draft, &with[..2]));
+    let bytes = |report: &Value, name: &str| {
+        let lines = report["memory"].as_array().unwrap();
+        lines.iter().find(|line| line["name"] == name).map(|line| line["bytes"].as_u64().unwrap())
+    };
+    assert_eq!(bytes(&plain, "draft model"), None);
+    assert_eq!(bytes(&with, "draft model"), bytes(&draft, "weights"));
+    for name in ["weights", "activations", "communication", "graphs"] {
+        let sum = bytes(&plain, name).unwrap() + bytes(&draft, name).unwrap();
+        // The buffers of a step have room for the longest sequence of each model.
+        assert!(bytes(&with, name).unwrap() <= sum, "{name}");
+        assert!(bytes(&with, name) > bytes(&plain, name), "{name}");
+    }
+    for index in 0..2 {
+        let value = |report: &Value, key: &str| report["kv"][index][key].as_u64().unwrap();
+        for key in ["token_bytes", "block_bytes"] {
+            assert_eq!(value(&with, key), value(&plain, key) + value(&draft, key), "{key}");
+        }
+        assert!(value(&with, "blocks") < value(&plain, "blocks"));
+    }
+}
+
 #[test]
 fn the_340b_fits_eight_gpus() {
     let report = json(&dir_340b(), &["--tp", "8"]);

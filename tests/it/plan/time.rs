@@ -7,6 +7,24 @@ use octant::model::{ModelConfig, Precision, Scheme};
 use super::{bare, cost, decode, h100, model_340b};
 
 #[test]
+fn parts_of_sums_are_sent_while_products_run() {
+    let row = RowShape { tokens: 2048, position: 0, logits: 1 };
+    let reduce = |cost: CostModel| cost.step([row]).reduce * 1e12;
+    let message = 2048.0 * 18432.0 * 2.0;
+    let [slow, fast] = [1e15, 1e18].map(|rate| cost(KvDtype::Fp8, bare(3.0e12, rate)));
+    let after = (191.0 * 0.75 + 2.0 + 1.5) * message;
+    // Eight of nine parts of half an all-reduce, if the products take long enough.
+    let hidden = 191.0 * 0.5 * 8.0 / 9.0 * message;
+    let sent = after - reduce(slow);
+    assert!((sent / hidden - 1.0).abs() < 1e-5, "{sent} of {hidden}");
+    // With products of no time, reading the weights of attention output hides part of it, 42.5 MB at 3e12
+    // bytes per second; those of MLP down hide as much as slow products.
+    let (sent, weights) = (after - reduce(fast), 18432.0 * 2304.0 / 3.0);
+    let expected = hidden / 2.0 + 95.5 * 8.0 / 9.0 * weights;
+    assert!((sent / expected - 1.0).abs() < 0.1, "{sent}, expected about {expected}");
+}
+
+#[test]
 fn all_reduce_times_are_interpolated() {
     let h100 = h100();
     let table = [(1.0, 10.8), (8e3, 10.8), (36e3, 11.5), (3e6, 29.5), (64e6, 468.0), (256e6, 1846.0)];

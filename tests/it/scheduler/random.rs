@@ -68,10 +68,13 @@ pub fn any_event() -> impl Strategy<Value = Event> {
 pub fn any_config() -> impl Strategy<Value = SchedulerConfig> {
     let sizes = (1..6usize, 1..150usize, 6..20usize);
     let drafts = prop_oneof![Just(0), 1..=MAX_DRAFTS];
-    (sizes, any::<bool>(), drafts).prop_map(|(sizes, prefix_caching, max_drafts)| SchedulerConfig {
-        max_drafts,
-        ..scarce(sizes, prefix_caching)
-    })
+    (sizes, any::<bool>(), drafts, any::<bool>()).prop_map(
+        |(sizes, prefix_caching, max_drafts, draft_model)| SchedulerConfig {
+            max_drafts,
+            draft_model,
+            ..scarce(sizes, prefix_caching)
+        },
+    )
 }
 
 /// The same trace for a model with a reward head: every request asks for its values.
@@ -183,8 +186,9 @@ proptest! {
 /// all of them.
 #[test]
 fn small_pools_force_preemption_and_sharing() {
-    for (in_flight, max_drafts) in [(1, 0), (2, 0), (1, 5), (2, 5)] {
-        let config = SchedulerConfig { max_drafts, ..scarce((5, 100, 8), true) };
+    let all = [(1, 0, false), (2, 0, false), (1, 5, false), (2, 5, false), (1, 5, true), (2, 5, true)];
+    for (in_flight, max_drafts, draft_model) in all {
+        let config = SchedulerConfig { max_drafts, draft_model, ..scarce((5, 100, 8), true) };
         let long = |first: u32| {
             let mut request = request((0..130).map(|i| (first + i) % VOCAB as u32).collect(), 100);
             let sampling = SamplingParams { seed: REPETITIVE, ..SamplingParams::greedy() };
@@ -194,7 +198,7 @@ fn small_pools_force_preemption_and_sharing() {
         let events = [0, 0, 1, 0, 2, 0].map(|first| Event::Submit(vec![long(first)])).to_vec();
         let (bench, all, _) = play(config, events, in_flight, None);
         for (id, request, _) in &all {
-            let of = format!("request {id}, {in_flight} in flight, {max_drafts} drafts");
+            let of = format!("request {id}, {in_flight} in flight, {max_drafts} drafts, {draft_model}");
             assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "{of}");
         }
         let counts = bench.scheduler.counts();

@@ -47,6 +47,107 @@ fn drafts_save_steps_and_change_no_token() {
     assert!(steps[1] * 2 < steps[0], "{steps:?} steps");
 }
 
+/// A configuration with at most 4 drafts of a draft model.
+fn drafting() -> SchedulerConfig {
+    SchedulerConfig { draft_model: true, ..speculating() }
+}
+
+/// Times of a step of [`times`], and of a draft model whose passes take `pass` seconds for one token and
+/// `each_token` more for each further one.
+fn times_with_model(each: f64, pass: f64, each_token: f64) -> StepTimes {
+    let pass = |rows: usize| StepTime { rows, seconds: pass + each_token * (rows - 1) as f64 };
+    times(1.0, each).with_draft_model([1, 64].map(pass).to_vec())
+}
+
+#[test]
+fn a_draft_model_saves_steps_and_changes_no_token() {
+    let mut steps = Vec::new();
+    for max_drafts in [0, 4] {
+        let mut bench = Bench::new(SchedulerConfig { max_drafts, draft_model: true, ..config() });
+        let request = request(vec![50, 60, 70], 200);
+        let id = bench.submit(request.clone());
+        steps.push(bench.run(2));
+        assert_eq!(bench.answer(id), Some(alone(&request, 100)));
+        let counts = bench.scheduler.counts().speculation;
+        assert_eq!(counts.all_accepted() + steps[steps.len() - 1] as u64, 200, "each saves a step");
+        // The fake draft model ends early now and then.
+        assert!(max_drafts == 0 || counts.drafts < counts.rows * 4, "{counts:?}");
+    }
+    assert!(steps[1] * 2 < steps[0], "{steps:?} steps");
+}
+
+#[test]
+fn a_draft_model_that_takes_too_long_is_only_tried() {
+    // (time of a pass of the draft model, whether its drafts pay)
+    for (pass, pays) in [(0.1, true), (0.3, true), (2.0, false)] {
+        let mut bench = Bench::new(SchedulerConfig { max_model_len: 4096, num_blocks: 64, ..drafting() });
+        bench.scheduler.set_step_times(times_with_model(0.01, pass, 0.001));
+        bench.submit(request(vec![50, 60, 70], 3000));
+        let steps = bench.run(1);
+        let counts = bench.scheduler.counts().speculation;
+        match pays {
+            true => assert!(steps < 1500, "{steps} steps with passes of {pass} s"),
+            // A trial of two passes is made in about 1300 steps.
+            false => assert!((1..=8).contains(&counts.drafts), "{counts:?} with passes of {pass} s"),
+        }
+    }
+}
+
+/// The draft model would compute the whole prompt for one token.
+#[test]
+fn a_draft_model_does_not_begin_for_the_last_tokens_of_an_answer() {
+    for (max_tokens, pays) in [(4, false), (200, true)] {
+        let mut bench = Bench::new(SchedulerConfig { num_blocks: 64, ..drafting() });
+        bench.scheduler.set_step_times(times_with_model(0.01, 0.2, 0.02));
+        bench.submit(request((0..500).map(|i| i * 7 % 97).collect(), max_tokens));
+        bench.run(1);
+        let drafts = bench.scheduler.counts().speculation.drafts;
+        assert_eq!(drafts > 0, pays, "{drafts} drafts of an answer of {max_tokens} tokens");
+    }
+}
+
+#[test]
+fn drafts_that_are_rejected_end_soon_and_are_tried_again() {
+    let mut scheduler =
+        Scheduler::new(SchedulerConfig { max_model_len: 8192, num_blocks: 128, ..drafting() });
+    scheduler.set_step_times(times_with_model(0.01, 0.3, 0.0003));
+    scheduler.submit(vec![(RequestId(0), request(vec![1, 2, 3], 6000))]).unwrap();
+    let (mut fed, mut late) = (0, 0);
+    for step in 0..5000 {
+        let PlannedStep { plan, rows } = scheduler.plan(None).expect("a step can be planned");
+        let proposals = plan.rows[0].proposals;
+        let tokens = [SampledToken::new(5)].into_iter().collect();
+        let row = RowOutput { tokens, drafts: vec![6; proposals], ..RowOutput::default() };
+        scheduler.commit(rows, StepOutput { id: plan.id, rows: vec![row], ..Default::default() }).unwrap();
+        fed += proposals;
+        late += if step > 1000 { proposals } else { 0 };
+    }
+    assert!(fed - late > 0 && fed - late < 60, "{fed} drafts, {late} of them late");
+    assert!((4..60).contains(&late), "{late} drafts after the first 1000 steps");
+}
+
+#[test]
+fn more_drafts_than_were_asked_for_fail_the_request() {
+    for (more, fails) in [(0, false), (1, true)] {
+        let mut scheduler = Scheduler::new(drafting());
+        scheduler.submit(vec![(RequestId(0), request(vec![1, 2, 3], 50))]).unwrap();
+        let finish = loop {
+            let PlannedStep { plan, rows } = scheduler.plan(None).expect("a step can be planned");
+            let proposals = plan.rows[0].proposals;
+            let drafts = if proposals > 0 { vec![6; proposals + more] } else { Vec::new() };
+            let tokens = [SampledToken::new(5)].into_iter().collect();
+            let row = RowOutput { tokens, drafts, ..RowOutput::default() };
+            let output = StepOutput { id: plan.id, rows: vec![row], ..Default::default() };
+            let updates = scheduler.commit(rows, output).unwrap();
+            if proposals > 0 {
+                break updates[0].1.finish.clone();
+            }
+        };
+        let error = Finish::Error("the executor fed 5 drafts, expected at most 4".to_owned());
+        assert_eq!(finish, fails.then_some(error));
+    }
+}
+
 #[test]
 fn one_step_is_in_flight_while_drafts_are() {
     let mut bench = Bench::new(speculating());
@@ -101,6 +202,29 @@ fn a_large_batch_feeds_no_drafts() {
         bench.run(1);
         let drafts = bench.scheduler.counts().speculation.drafts;
         assert_eq!(drafts > 0, pays, "{drafts} drafts of {sequences} sequences");
+    }
+}
+
+/// A step that computes a prompt of 60 tokens takes long, and a draft still costs as much as it does without.
+/// It would bring less than a later step of all sequences does.
+#[test]
+fn drafts_do_not_pay_because_a_prompt_makes_the_step_longer() {
+    for (each, pays) in [(0.01, true), (1.0, false)] {
+        let sizes = SchedulerConfig { max_num_seqs: 8, num_blocks: 64, ..speculating() };
+        let mut bench = Bench::new(sizes);
+        bench.scheduler.set_step_times(times(1.0, each));
+        (0..7).for_each(|first| _ = bench.submit(repetitive(first, 400)));
+        let mut with_prompt = 0;
+        for round in 0..50 {
+            if round > 10 && round % 4 == 0 {
+                bench.submit(request((0..57).map(|i| (i * 7 + round) % 90).collect(), 1));
+            }
+            let plan = bench.step();
+            let has_prompt = plan.rows.iter().any(|row| row.tokens.len() > 20);
+            let drafts: usize = plan.rows.iter().map(|row| row.drafts).sum();
+            with_prompt += if has_prompt { drafts } else { 0 };
+        }
+        assert_eq!(with_prompt > 0, pays, "{with_prompt} drafts beside prompts, {each} s for each row");
     }
 }
 

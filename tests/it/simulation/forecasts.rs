@@ -197,6 +197,7 @@ fn run(rate: f64) -> Vec<(f64, f64)> {
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     };
     let spread = |mean, cv| Spread { mean, cv };
     let work = SyntheticWorkload {

@@ -1,6 +1,7 @@
 //! Simulations in virtual time: counts, step times, determinism, and changed settings.
 
 use octant::cost::RowShape;
+use octant::engine::recorder::Event;
 use octant::engine::{Engine, Forecast, Recorder, SubmitOptions, TargetItl};
 use octant::scheduler::{SchedulerConfig, StepTime, StepTimes};
 use octant::simulator::replay::{replay, resimulate};
@@ -11,7 +12,7 @@ use octant::simulator::virtual_time::{ScriptedRequest, StepOutcome, VirtualTime}
 use octant::simulator::workload::{Spread, SyntheticWorkload, repeat_prompts};
 use octant::simulator::{RequestOutcome, SimulatedModel, Simulator, SyntheticAnswers};
 
-use super::{cost, recorded};
+use super::{cost, draft_model, recorded};
 use crate::fake::request;
 
 const SLO: Slo = Slo { ttft: 0.5, itl: 0.05 };
@@ -29,6 +30,7 @@ fn config() -> SchedulerConfig {
         reward_width: 0,
         policy: Default::default(),
         max_drafts: 0,
+        draft_model: false,
     }
 }
 
@@ -84,6 +86,38 @@ fn accepted_drafts_shorten_answers() {
     // Of 8 drafts that are right with probability 0.8, 3.3 come before the first wrong one on average.
     assert!(accepted > 0.35, "{accepted} of the drafts were accepted");
     assert!(useless <= 1.001 * plain, "{useless} s with drafts that are never accepted, {plain} s without");
+}
+
+/// A draft model whose drafts are never accepted is tried now and then, and costs nearly nothing.
+#[test]
+fn accepted_drafts_of_a_draft_model_shorten_answers() {
+    let work = synthetic(60, 1.0, 200.0, 120.0);
+    let seconds = |max_drafts: usize, acceptance: f64| {
+        let config = SchedulerConfig { max_drafts, draft_model: true, vocab_size: 100_000, ..config() };
+        let draft = draft_model(acceptance);
+        let model = SimulatedModel::scripted(cost()).with_draft_model(Some(draft.clone()));
+        let workload = work.generate(config.vocab_size, config.max_sequence_tokens()).arrivals;
+        let mut server = VirtualTime::new(config, 2, model);
+        let row = |tokens: u32| RowShape { tokens, position: 0, logits: tokens };
+        let time = |rows: usize| StepTime { rows, seconds: cost().step([row(rows as u32)]).total() };
+        let pass = |rows: usize| StepTime { rows, seconds: draft.cost.step([row(rows as u32)]).total() };
+        let times = StepTimes::new(StepTimes::rows_to_measure(64).map(time).collect());
+        server.set_step_times(times.with_draft_model([1, 8, 64].map(pass).to_vec()));
+        for arrival in workload {
+            server.arrive(arrival.at, vec![arrival.request]);
+        }
+        server.run().unwrap();
+        let report = report(&server);
+        assert_eq!(report.finished, 60);
+        (report.latency.p50, server.scheduler().counts().speculation)
+    };
+    let (plain, _) = seconds(0, 0.8);
+    let (drafting, counts) = seconds(8, 0.8);
+    assert!(drafting < 0.6 * plain, "{drafting} s with drafts, {plain} s without");
+    assert!(counts.all_accepted() as f64 > 0.35 * counts.drafts as f64, "{counts:?}");
+    let (useless, counts) = seconds(8, 0.0);
+    assert!(useless <= 1.01 * plain, "{useless} s with drafts that are never accepted, {plain} s without");
+    assert!(counts.drafts > 0 && counts.all_accepted() == 0, "{counts:?}");
 }
 
 #[test]
@@ -178,10 +212,23 @@ fn disconnects_and_refusals_are_counted() {
 
 #[tokio::test]
 async fn a_replay_with_fewer_slots_has_the_same_answers_later() {
+    replays_with_fewer_slots(config()).await;
+}
+
+/// The recording has the drafts, on whose acceptance the plans depend.
+#[tokio::test]
+async fn a_replay_repeats_the_plans_of_a_server_with_a_draft_model() {
+    replays_with_fewer_slots(SchedulerConfig { max_drafts: 4, draft_model: true, ..config() }).await;
+}
+
+async fn replays_with_fewer_slots(config: SchedulerConfig) {
     let (recorder, listener) = Recorder::new(1 << 20);
     let answers = SyntheticAnswers::new((1..1000).collect(), vec![0], 1e9, 1000).unwrap();
-    let simulator = Simulator::new(SimulatedModel::new(cost(), answers), 0.0).unwrap();
-    let (handle, thread) = Engine::start_with(config(), Box::new(simulator), recorded(recorder)).unwrap();
+    let draft = config.draft_model.then(|| draft_model(0.7));
+    let model = SimulatedModel::new(cost(), answers).with_draft_model(draft.clone());
+    let simulator = Simulator::new(model, 0.0).unwrap();
+    let (handle, thread) =
+        Engine::start_with(config.clone(), Box::new(simulator), recorded(recorder)).unwrap();
     let group = (0..8).map(|i| request((0..300).map(|t| (t * 7 + i) % 1000).collect(), 20 + i)).collect();
     let mut streams = handle.enter(8).unwrap().submit(group, SubmitOptions::default()).await.unwrap();
     for stream in &mut streams {
@@ -190,14 +237,21 @@ async fn a_replay_with_fewer_slots_has_the_same_answers_later() {
     drop((streams, handle));
     thread.join().unwrap();
     let mut file = Vec::new();
-    write_header(&mut file, &TraceHeader { config: config(), in_flight: 2, about: Vec::new() }).unwrap();
+    write_header(&mut file, &TraceHeader { config: config.clone(), in_flight: 2, about: Vec::new() })
+        .unwrap();
     write_events(&mut file, &listener).unwrap();
-    let replayed = replay(&Trace::parse(&file).unwrap()).unwrap();
+    let trace = Trace::parse(&file).unwrap();
+    let drafted = |event: &Event| match event {
+        Event::Commit { rows, .. } => rows.iter().any(|row| !row.drafts.is_empty()),
+        _ => false,
+    };
+    assert_eq!(trace.events.iter().any(|(_, event)| drafted(event)), config.draft_model);
+    let replayed = replay(&trace).unwrap();
     let again = |max_num_seqs| {
         let mut server = VirtualTime::new(
-            SchedulerConfig { max_num_seqs, ..config() },
+            SchedulerConfig { max_num_seqs, ..config.clone() },
             2,
-            SimulatedModel::scripted(cost()),
+            SimulatedModel::scripted(cost()).with_draft_model(draft.clone()),
         );
         resimulate(&replayed, &mut server);
         server.run().unwrap();

@@ -1,0 +1,146 @@
+//! A model of a rank with its buffers and its KV cache: forward passes and sampling.
+
+use super::memory::graph_rows;
+use crate::comm::Communicator;
+use crate::device::{
+    CacheSpec, DECODE_ROWS, Device, DeviceError, Graph, SampleRow, SampleSource, StepInputs,
+};
+use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
+
+/// A model with its buffers and its KV cache.
+pub(super) struct Decoder<D: Device> {
+    pub(super) model: Model<D>,
+    pub(super) space: Workspace<D>,
+    cache: D::Cache,
+    /// Ids below this may be sampled.
+    pub(super) vocab: usize,
+}
+
+/// The connection of a decoder with those of the other ranks, and the graphs that use it.
+pub(super) struct Links<C> {
+    // Fields are dropped in this order: NCCL waits for the graphs that use it.
+    /// CUDA graphs of all layers for decode steps, fewest rows first.
+    graphs: Vec<CapturedStep>,
+    pub(super) comm: C,
+}
+
+/// A graph of all layers for decode steps.
+struct CapturedStep {
+    /// The most rows of the step.
+    rows: usize,
+    graph: Graph,
+}
+
+/// The largest steps of a decoder.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Tokens.
+    pub(super) rows: usize,
+    /// Sequences.
+    pub(super) slots: usize,
+    /// Ids that may be sampled are below this.
+    pub(super) vocab: usize,
+}
+
+/// A row of a forward pass for which a token is sampled.
+pub(super) struct ToSample<'a> {
+    /// The index of the plan's row.
+    pub(super) row: usize,
+    /// The row of the residual stream.
+    pub(super) residual: u32,
+    pub(super) sampling: SampleRow<'a>,
+}
+
+impl<C> Links<C> {
+    pub(super) fn new(comm: C) -> Self {
+        Self { graphs: Vec::new(), comm }
+    }
+}
+
+impl<D: Device> Decoder<D> {
+    /// Allocates the buffers and the cache.
+    pub(super) fn new(
+        device: &D,
+        model: Model<D>,
+        cache: CacheSpec,
+        limits: Limits,
+    ) -> Result<Self, DeviceError> {
+        let space = Workspace::new(device, &model, limits.rows, limits.slots)?;
+        let name = format!("KV cache of {} blocks", cache.blocks);
+        let cache = device.cache(cache).map_err(|error| error.at(&name))?;
+        let vocab = limits.vocab.min(model.vocab());
+        Ok(Self { model, space, cache, vocab })
+    }
+
+    /// Captures decode steps of the row counts of [`graph_rows`], if device and communicator can.
+    pub(super) fn capture<C: Communicator<D>>(
+        &mut self,
+        device: &D,
+        links: &mut Links<C>,
+        limits: Limits,
+    ) -> Result<(), DeviceError> {
+        if !(D::LAYOUT.captures() && C::CAPTURES) {
+            return Ok(());
+        }
+        for rows in graph_rows(limits.slots.min(limits.rows)) {
+            let pass = Pass { device, comm: &links.comm, cache: &mut self.cache };
+            links.graphs.push(CapturedStep { rows, graph: self.model.capture(rows, &mut self.space, pass)? });
+        }
+        Ok(())
+    }
+
+    /// Runs all layers over a step, by replaying a graph if one fits.
+    pub(super) fn forward<C: Communicator<D>>(
+        &mut self,
+        device: &D,
+        links: &Links<C>,
+        inputs: &mut StepInputs,
+    ) -> Result<(), DeviceError> {
+        let rows = inputs.tokens.len();
+        let decodes = inputs.segments.iter().all(|segment| segment.len <= DECODE_ROWS);
+        let fits = links.graphs.iter().find(|step| decodes && rows <= step.rows);
+        if let Some(CapturedStep { rows, graph }) = fits {
+            inputs.graph_rows = *rows;
+            if self.model.replay(graph, inputs, &mut self.space, device)? {
+                return Ok(());
+            }
+            inputs.graph_rows = 0;
+        }
+        let pass = Pass { device, comm: &links.comm, cache: &mut self.cache };
+        self.model.forward(inputs, &mut self.space, pass)
+    }
+
+    /// Launches the sampling of tokens. Returns the plan's row of each token, by launch.
+    pub(super) fn sample<C: Communicator<D>>(
+        &mut self,
+        device: &D,
+        comm: &C,
+        wanting: Vec<ToSample<'_>>,
+    ) -> Result<Vec<Vec<usize>>, DeviceError> {
+        // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
+        // allow it, not all of them.
+        let divided = self.model.is_divided();
+        let (short, whole): (Vec<_>, Vec<_>) =
+            wanting.into_iter().partition(|wanted| divided && wanted.sampling.is_short());
+        let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
+        let pieces = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false)));
+        let mut sampled = Vec::new();
+        for (piece, is_short) in pieces {
+            let wanted: Vec<u32> = piece.iter().map(|wanted| wanted.residual).collect();
+            let rows: Vec<SampleRow<'_>> = piece.iter().map(|wanted| wanted.sampling.clone()).collect();
+            let (space, vocab) = (&mut self.space, self.vocab);
+            if is_short {
+                let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab };
+                self.model.shortlists(device, comm, &wanted, space)?;
+                let lists = space.shortlists.as_ref().expect("a divided model has them");
+                device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)?;
+            } else {
+                self.model.logits(device, comm, &wanted, space)?;
+                let source = SampleSource::Logits { logits: &space.logits, vocab };
+                device.sample(source, &rows, &mut space.step)?;
+            }
+            sampled.push(piece.iter().map(|wanted| wanted.row).collect());
+        }
+        Ok(sampled)
+    }
+}

@@ -1,0 +1,220 @@
+//! The draft model of a rank. It proposes the drafts of a step's rows before the model computes them. All
+//! ranks propose the same drafts.
+//!
+//! Its KV cache has a block for each block of the model's cache, under the same id: the scheduler keeps the
+//! books of one pool, and cached prefixes serve both models. The draft model does not follow every step. A
+//! step of the model overwrites positions, and those that the draft model has not computed since are missing.
+//! It computes them when drafts of their sequence are wanted, at most a step's tokens at a time. A sequence
+//! whose tokens do not fit has no drafts until a later step.
+//!
+//! A draft is sampled by the row's own parameters, seed and position. So the two models choose by the same
+//! random number, and choose the same token where their probabilities are alike. Drafts have no masks of
+//! grammars: the row ends before the first draft that its grammar does not allow.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::decoder::{Decoder, Links, ToSample};
+use super::sampler::SamplerSlots;
+use crate::comm::Communicator;
+use crate::device::{
+    BLOCK_TOKENS, DECODE_ROWS, Device, DeviceError, SampleResult, SampleRow, Segment, StepInputs, Token,
+};
+use crate::scheduler::step_plan::{Row, StepPlan, TokenSource};
+
+/// A rank's draft model.
+pub(super) struct DraftModel<D: Device> {
+    /// Operations of the draft model need scratch memory of their own.
+    pub(super) device: D,
+    pub(super) decoder: Decoder<D>,
+    filled: Filled,
+    /// The most tokens of a pass.
+    most_tokens: usize,
+}
+
+/// For each KV block, the number of its first positions whose keys and values the draft model has computed
+/// from the tokens that the model has there.
+struct Filled(Vec<u8>);
+
+/// The drafts of a row while they are proposed.
+struct Proposal<'a> {
+    /// The index of the row in its plan.
+    index: usize,
+    row: &'a Row,
+    /// The tokens of the next pass.
+    fed: Vec<u32>,
+    /// The position of the first of them.
+    position: usize,
+    drafts: Vec<u32>,
+    /// Whether the next pass ends with the last known token, after which a draft is sampled.
+    caught_up: bool,
+    wanted: usize,
+}
+
+impl Filled {
+    /// Takes in that the model computes these positions.
+    fn overwrite(&mut self, blocks: &[u32], from: usize, end: usize) {
+        let firsts = (0..end).step_by(BLOCK_TOKENS);
+        for (first, block) in firsts.zip(blocks).skip(from / BLOCK_TOKENS) {
+            let filled = &mut self.0[*block as usize];
+            *filled = (*filled).min(from.saturating_sub(first) as u8);
+        }
+    }
+
+    /// Takes in that the draft model has computed these positions, and all before them in their first block.
+    fn fill(&mut self, blocks: &[u32], from: usize, end: usize) {
+        let firsts = (0..end).step_by(BLOCK_TOKENS);
+        for (first, block) in firsts.zip(blocks).skip(from / BLOCK_TOKENS) {
+            self.0[*block as usize] = (end - first).min(BLOCK_TOKENS) as u8;
+        }
+    }
+
+    /// The first position that is missing, at most `end`.
+    fn first_missing(&self, blocks: &[u32], end: usize) -> usize {
+        let filled = |block: &u32| usize::from(self.0[*block as usize]);
+        let whole = blocks.iter().take_while(|block| filled(block) == BLOCK_TOKENS).count();
+        let missing = whole * BLOCK_TOKENS + blocks.get(whole).map_or(0, filled);
+        missing.min(end)
+    }
+}
+
+impl<D: Device> DraftModel<D> {
+    /// `blocks` is the number of KV blocks.
+    pub(super) fn new(device: D, decoder: Decoder<D>, blocks: usize, most_tokens: usize) -> Self {
+        Self { device, decoder, filled: Filled(vec![0; blocks]), most_tokens }
+    }
+
+    /// The plan with the drafts of the rows that want some. Results of all earlier steps have been read if
+    /// there are any.
+    pub(super) fn propose<C: Communicator<D>>(
+        &mut self,
+        links: &Links<C>,
+        slots: &SamplerSlots,
+        plan: &Arc<StepPlan>,
+    ) -> Result<Arc<StepPlan>, DeviceError> {
+        for row in &plan.rows {
+            let from = row.position as usize;
+            self.filled.overwrite(&row.blocks, from, from + row.tokens.len() + row.proposals);
+        }
+        let mut proposals = self.begin(slots, plan);
+        let mut with_drafts = match proposals.is_empty() {
+            true => return Ok(Arc::clone(plan)),
+            false => StepPlan::clone(plan),
+        };
+        while !proposals.is_empty() {
+            self.pass(links, slots, &mut proposals)?;
+            for ended in proposals.extract_if(.., |proposal| proposal.has_ended()) {
+                let row = &mut with_drafts.rows[ended.index];
+                row.drafts = ended.drafts.len();
+                if let TokenSource::Host(tokens) = &mut row.tokens {
+                    tokens.extend(ended.drafts);
+                }
+            }
+        }
+        Ok(Arc::new(with_drafts))
+    }
+
+    /// The rows that want drafts, with the tokens that the draft model has to compute first. A cached block
+    /// that several sequences share is computed for the first of them; the others have no drafts in this
+    /// step.
+    fn begin<'a>(&self, slots: &SamplerSlots, plan: &'a StepPlan) -> Vec<Proposal<'a>> {
+        let mut room = self.most_tokens;
+        let mut written: BTreeSet<u32> = BTreeSet::new();
+        let most_positions = self.decoder.model.config().max_positions;
+        let wanting = plan.rows.iter().enumerate().filter(|(_, row)| row.proposals > 0);
+        let begin = |(index, row): (usize, &'a Row)| {
+            let end = row.position as usize + row.tokens.len();
+            // A token before `end` is missing at least: the model is about to compute it.
+            let position = self.filled.first_missing(&row.blocks, end - 1);
+            let len = room.min(end - position);
+            // The last draft is not computed.
+            let wanted = row.proposals.min((most_positions + 1).saturating_sub(end));
+            let known = slots.get(row.slot).tokens();
+            if len == 0 || wanted == 0 || known.len() != end {
+                return None;
+            }
+            let blocks = &row.blocks[position / BLOCK_TOKENS..(position + len).div_ceil(BLOCK_TOKENS)];
+            if blocks.iter().any(|block| written.contains(block)) {
+                return None;
+            }
+            written.extend(blocks);
+            room -= len;
+            let fed = known[position..position + len].to_vec();
+            let caught_up = position + len == end;
+            Some(Proposal { index, row, fed, position, drafts: Vec::new(), caught_up, wanted })
+        };
+        wanting.filter_map(begin).collect()
+    }
+
+    /// Computes the next tokens of all rows, and samples a draft after those that are caught up.
+    fn pass<C: Communicator<D>>(
+        &mut self,
+        links: &Links<C>,
+        slots: &SamplerSlots,
+        proposals: &mut [Proposal<'_>],
+    ) -> Result<(), DeviceError> {
+        let mut inputs = StepInputs::default();
+        let mut lasts = Vec::with_capacity(proposals.len());
+        for proposal in proposals.iter() {
+            proposal.add_to(&mut inputs, D::LAYOUT.captures());
+            lasts.push(inputs.tokens.len() - 1);
+        }
+        self.decoder.forward(&self.device, links, &mut inputs)?;
+        for proposal in proposals.iter() {
+            let end = proposal.position + proposal.fed.len();
+            self.filled.fill(&proposal.row.blocks, proposal.position, end);
+        }
+        let sampling = proposals.iter().enumerate().filter(|(_, proposal)| proposal.caught_up);
+        let positions: Vec<_> = sampling
+            .map(|(at, proposal)| (at, slots.draft_position(proposal.index, proposal.row, &proposal.drafts)))
+            .collect();
+        let mut wanting = Vec::with_capacity(positions.len());
+        for (at, position) in &positions {
+            let sampling = SampleRow { logprobs: None, ..slots.sample_row(proposals[*at].row, position) };
+            wanting.push(ToSample { row: *at, residual: lasts[*at] as u32, sampling });
+        }
+        let pieces = self.decoder.sample(&self.device, &links.comm, wanting)?;
+        for piece in pieces {
+            let results = self.device.take_sampled(&mut self.decoder.space.step)?;
+            for (at, result) in piece.into_iter().zip(results) {
+                proposals[at].take(result, slots);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Proposal<'_> {
+    /// Adds the tokens of the next pass. On devices with graphs few tokens become segments that a graph
+    /// takes.
+    fn add_to(&self, inputs: &mut StepInputs, captures: bool) {
+        let (first, count) = (inputs.tokens.len(), self.fed.len());
+        inputs.tokens.extend(self.fed.iter().map(|token| Token::Id(*token)));
+        let longest = if captures && count <= 2 * DECODE_ROWS { DECODE_ROWS } else { count };
+        let segment = |at: usize| Segment {
+            first: first + at,
+            len: longest.min(count - at),
+            position: self.position + at,
+            blocks: Arc::clone(&self.row.blocks),
+        };
+        inputs.segments.extend((0..count).step_by(longest).map(segment));
+    }
+
+    /// Takes the draft that was sampled. There are no more drafts after one that ends the answer, which is
+    /// none itself, since nothing follows it.
+    fn take(&mut self, result: SampleResult, slots: &SamplerSlots) {
+        let ends = |token: u32| slots.get(self.row.slot).start().sampling.barred.contains(&token);
+        match result {
+            SampleResult::Token(token, _) if !ends(token) => {
+                self.position += self.fed.len();
+                self.drafts.push(token);
+                self.fed = vec![token];
+            }
+            _ => self.wanted = self.drafts.len(),
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        !self.caught_up || self.drafts.len() >= self.wanted
+    }
+}
