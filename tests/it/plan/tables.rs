@@ -209,9 +209,9 @@ fn floors_of_prefill_steps() {
         (4096, 0.340, [171.6, 226.4, 261.2, 339.5], 0.1, (14.8, 0.1), 144.0, 29.0, 1.0625),
         (8192, 0.679, [343.0, 453.0, 522.0, 679.0], 1.0, (59.4, 0.1), 288.0, 58.0, 1.03125),
     ];
-    // Tiles of attention output and MLP down that a block computes one after the other: 144 tiles for each
-    // 256 tokens, over 132 blocks.
-    let rounds = [1.0, 5.0, 9.0, 18.0, 35.0];
+    // Tiles of attention output and MLP down that a block computes one after the other: 72 pairs of tiles for
+    // each 128 tokens, over 66 clusters of two blocks.
+    let rounds = [5.0, 9.0, 18.0, 35.0, 70.0];
     for (row, rounds) in table.into_iter().zip(rounds) {
         let (tokens, pflop, all_ms, unit, (attention_ms, attention_unit), mib, gb, whole) = row;
         let row = RowShape { tokens, position: 0, logits: 1 };
