@@ -28,7 +28,6 @@
 // for the same rows: each block copies half of the inputs to both.
 #include "linear_tiles.cuh"
 #include "pack.cuh"
-#include "peers.cuh"
 #include "wgmma.cuh"
 
 // Threads of the warpgroups that multiply, and of the one whose first warp copies.
@@ -36,16 +35,6 @@ constexpr uint32_t CONSUMERS = 256;
 constexpr uint32_t PRODUCERS = 128;
 // The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
 constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
-
-// Where the rows of the output are: consecutive rows belong to one rank, which sums them.
-struct OutputRows {
-    // For each rank the address that row 0 would have if the rank's memory had all rows. It may lie before
-    // the memory.
-    unsigned char* base[MAX_RANKS];
-    // The first row that belongs to a later rank. The last rank's is larger than any row.
-    uint32_t ends[MAX_RANKS];
-};
-static_assert(sizeof(OutputRows) == 96);
 
 struct LinearParams {
     const uint8_t* x;
@@ -66,21 +55,6 @@ struct LinearParams {
 };
 static_assert(sizeof(LinearParams) == 176);
 
-// Finds rows of the output in ascending order.
-struct OutputCursor {
-    const OutputRows& out;
-    // Elements of a row.
-    uint32_t cols;
-    uint32_t rank;
-
-    template <typename Element>
-    DEVICE_MEMBER Element* at(uint32_t row) {
-#pragma unroll 1
-        while (row >= out.ends[rank]) ++rank;
-        return reinterpret_cast<Element*>(out.base[rank]) + static_cast<size_t>(row) * cols;
-    }
-};
-
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
 
@@ -97,6 +71,9 @@ struct Linear {
     // the instruction.
     static constexpr uint32_t ROWS = N < 128 ? N : 128;
     static constexpr uint32_t SUMS = ROWS / 2;
+    // Words of a row that warps exchange. Four are padding, so that the eight rows of a matrix are in
+    // different banks.
+    static constexpr uint32_t ROW_WORDS = 36;
     // Loads of sums at a time, as many as there are registers for.
     static constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
 
@@ -361,12 +338,9 @@ struct Linear {
     // that eight lanes store 128 contiguous bytes of a row.
     DEVICE_MEMBER void store_bf16(const Segment& segment, const float (&sums)[N / 2],
                                   const float (&w_scales)[2]) const {
-        // Four words of padding, so that the eight rows of a matrix are in different banks.
-        constexpr uint32_t ROW_WORDS = 36;
-        SHARED uint32_t exchanged[CONSUMERS / 128][16 * ROW_WORDS];
         const uint32_t group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128;
         const uint32_t warp = thread / 32, g = lane_id() / 4, t = lane_id() % 4;
-        uint32_t* words = exchanged[group];
+        uint32_t* words = exchanged(group);
         const uint32_t n = segment.tile * TILE + group * 64 + thread % 8 * 8;
         OutputCursor outputs = {p.out, p.n, 0};
 #pragma unroll
@@ -392,6 +366,17 @@ struct Linear {
             if (row >= N || m >= p.m || n >= p.n) continue;
             const auto* from = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS);
             store_outputs(outputs.at<uint16_t>(m) + n, n, from[thread % 8]);
+        }
+    }
+
+    // Memory of a warpgroup for 16 rows of 64 outputs. A block of a cluster has it behind its barriers.
+    static DEVICE_MEMBER uint32_t* exchanged(uint32_t group) {
+        if constexpr (WHOLE) {
+            unsigned char* start = stage_at(STAGES) + BARRIER_BYTES;
+            return reinterpret_cast<uint32_t*>(start) + group * (16 * ROW_WORDS);
+        } else {
+            SHARED uint32_t words[CONSUMERS / 128][16 * ROW_WORDS];
+            return words[group];
         }
     }
 

@@ -141,6 +141,9 @@ impl Cuts {
 const SHARED_BYTES: usize = 220 << 10;
 const BARRIER_BYTES: usize = 256;
 const MAX_STAGES: usize = 12;
+/// Memory in which the threads of two warpgroups exchange 16 rows of 64 BF16 outputs, with padding.
+#[cfg(feature = "kernels")]
+const EXCHANGE_BYTES: usize = 2 * 16 * 36 * 4;
 
 /// Bytes of a stage: a chunk of weights, and `input_chunks` chunks of the inputs of `rows` rows.
 const fn stage_bytes(input_chunks: usize, rows: usize) -> usize {
@@ -152,10 +155,12 @@ pub(crate) fn stages(input_chunks: usize, rows: usize) -> usize {
     MAX_STAGES.min((SHARED_BYTES - BARRIER_BYTES) / stage_bytes(input_chunks, rows))
 }
 
-/// Bytes of shared memory of a block.
+/// Bytes of shared memory of a block. Blocks that compute whole tiles, of at most half of the largest number
+/// of rows, also exchange outputs there.
 #[cfg(feature = "kernels")]
-pub(crate) fn shared_bytes(input_chunks: usize, rows: usize) -> usize {
-    stages(input_chunks, rows) * stage_bytes(input_chunks, rows) + BARRIER_BYTES
+pub(crate) fn shared_bytes(input_chunks: usize, rows: usize, division: Division) -> usize {
+    let exchanged = if division == Division::Whole { EXCHANGE_BYTES } else { 0 };
+    stages(input_chunks, rows) * stage_bytes(input_chunks, rows) + BARRIER_BYTES + exchanged
 }
 
 /// Rows of the smallest kernel variant that takes `rows` rows, or of the largest variant, which has `most`.

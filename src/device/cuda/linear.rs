@@ -168,7 +168,7 @@ pub(super) fn launch(
         row_tiles: row_tiles as u32,
         out_bf16: u32::from(target.float_type == FloatType::Bf16),
     };
-    let shared = shared_bytes(types.x_chunks(), most);
+    let shared = shared_bytes(types.x_chunks(), most, division);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };
     // SAFETY: shapes have been checked, and the scratch was grown for the matrix.
     unsafe { cuda.driver.launch(launch, &params) }

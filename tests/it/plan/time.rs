@@ -125,8 +125,12 @@ fn products_read_weights_while_ranks_add_few_rows() {
         assert!((sums(rows) - early - reduce(rows)).abs() < 1e-9, "{rows}: {}", reduce(rows));
     }
     // One multiprocessor for each of 132 rows: none is free.
-    let two_shot = 191.0 * h100.all_reduce_seconds(1.5 * f64::from(132 * 18432));
-    assert!(reduce(132) > two_shot && reduce(131) < reduce(132));
+    let at_rate = |read, rows| {
+        let cost = super::cost(KvDtype::Fp8, Hardware { read, ..h100.clone() });
+        cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).reduce
+    };
+    assert!(at_rate(1e12, 64) < at_rate(3e12, 64));
+    assert_eq!(at_rate(1e12, 132), at_rate(3e12, 132));
 }
 
 #[test]
