@@ -27,8 +27,8 @@
 // after the other, and keeps the total in registers. The two blocks of a cluster compute neighbouring tiles
 // for the same rows: each block copies half of the inputs to both.
 #include "linear_tiles.cuh"
+#include "output_rows.cuh"
 #include "pack.cuh"
-#include "peers.cuh"
 #include "wgmma.cuh"
 
 // Threads of the warpgroups that multiply, and of the one whose first warp copies.
@@ -36,16 +36,6 @@ constexpr uint32_t CONSUMERS = 256;
 constexpr uint32_t PRODUCERS = 128;
 // The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
 constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
-
-// Where the rows of the output are: consecutive rows belong to one rank, which sums them.
-struct OutputRows {
-    // For each rank the address that row 0 would have if the rank's memory had all rows. It may lie before
-    // the memory.
-    unsigned char* base[MAX_RANKS];
-    // The first row that belongs to a later rank. The last rank's is larger than any row.
-    uint32_t ends[MAX_RANKS];
-};
-static_assert(sizeof(OutputRows) == 96);
 
 struct LinearParams {
     const uint8_t* x;
@@ -65,21 +55,6 @@ struct LinearParams {
     uint32_t out_bf16;
 };
 static_assert(sizeof(LinearParams) == 176);
-
-// Finds rows of the output in ascending order.
-struct OutputCursor {
-    const OutputRows& out;
-    // Elements of a row.
-    uint32_t cols;
-    uint32_t rank;
-
-    template <typename Element>
-    DEVICE_MEMBER Element* at(uint32_t row) {
-#pragma unroll 1
-        while (row >= out.ends[rank]) ++rank;
-        return reinterpret_cast<Element*>(out.base[rank]) + static_cast<size_t>(row) * cols;
-    }
-};
 
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
