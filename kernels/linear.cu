@@ -27,6 +27,7 @@
 // after the other, and keeps the total in registers. The two blocks of a cluster compute neighbouring tiles
 // for the same rows: each block copies half of the inputs to both.
 #include "linear_tiles.cuh"
+#include "output_rows.cuh"
 #include "pack.cuh"
 #include "wgmma.cuh"
 

@@ -1,8 +1,7 @@
 // How linear.cu divides a product between blocks: into tiles of outputs, chunks along K, parts and segments.
-// src/device/product_tiles.rs has the same cuts. And where the rows of its output are.
+// src/device/product_tiles.rs has the same cuts.
 #pragma once
 
-#include "peers.cuh"
 #include "wgmma.cuh"
 
 // Blocks of a cluster that computes whole tiles.
@@ -72,30 +71,5 @@ struct WholeTiles {
         tile = {item / tiles.rows * PAIR + cluster_rank(), item % tiles.rows * N, 0, tiles.chunks};
         item += gridDim.x / PAIR;
         return true;
-    }
-};
-
-// Where the rows of the output are: consecutive rows belong to one rank, which sums them.
-struct OutputRows {
-    // For each rank the address that row 0 would have if the rank's memory had all rows. It may lie before
-    // the memory.
-    unsigned char* base[MAX_RANKS];
-    // The first row that belongs to a later rank. The last rank's is larger than any row.
-    uint32_t ends[MAX_RANKS];
-};
-static_assert(sizeof(OutputRows) == 96);
-
-// Finds rows of the output in ascending order.
-struct OutputCursor {
-    const OutputRows& out;
-    // Elements of a row.
-    uint32_t cols;
-    uint32_t rank;
-
-    template <typename Element>
-    DEVICE_MEMBER Element* at(uint32_t row) {
-#pragma unroll 1
-        while (row >= out.ends[rank]) ++rank;
-        return reinterpret_cast<Element*>(out.base[rank]) + static_cast<size_t>(row) * cols;
     }
 };

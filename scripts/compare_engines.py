@@ -55,7 +55,8 @@ def octant_seconds(args: argparse.Namespace, case: Case) -> float:
 
 def llama_seconds(args: argparse.Namespace, case: Case) -> float:
     context = case.batch * (case.prompt + case.output)
-    command = [args.llama_batched_bench, "-m", args.gguf, "-t", str(args.threads), "-c", str(max(context, 1024))]
+    command = [args.llama_batched_bench, "-m", args.gguf, "-t", str(args.threads)]
+    command += ["-c", str(max(context, 1024))]
     command += ["-b", "2048", "-ub", "512", "-npp", str(case.prompt), "-ntg", str(case.output)]
     command += ["-npl", str(case.batch), "--output-format", "jsonl"]
     lines = [line for line in run(command).splitlines() if line.startswith("{")]

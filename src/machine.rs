@@ -1,6 +1,5 @@
-//! This machine: CPU cores, the memory that this process may take, and its limit of threads.
+//! Facts about this machine: CPU cores, the memory that this process may take, and its limit of threads.
 
-pub(crate) mod allocator;
 mod cgroup;
 mod cpu;
 mod memory;

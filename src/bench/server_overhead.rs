@@ -175,8 +175,11 @@ impl Server {
         command.args(["serve", "--device", "simulate", "--port", "0"]);
         command.args(["--log-format", "text", "--log-level", "info"]);
         command.arg("--model").arg(&args.model).arg("--gpu").arg(&gpu.0);
+        // The 340B needs eight GPUs; a small model may have fewer heads.
+        let ranks = if args.simulate_config.is_some() { "8" } else { "1" };
+        command.args(["--tensor-parallel-size", ranks]);
         if let Some(config) = &args.simulate_config {
-            command.arg("--simulate-config").arg(config).args(["--tensor-parallel-size", "8"]);
+            command.arg("--simulate-config").arg(config);
         }
         command.args(["--simulate-pace", if step_ms > 0.0 { "1" } else { "0" }]);
         command.args(["--max-num-seqs", &streams.to_string(), "--max-num-batched-tokens", "8192"]);

@@ -13,12 +13,12 @@ use rustix::process::{Resource, Signal, getpid, getrlimit, kill_process, setrlim
 
 use crate::batch::Store;
 use crate::config::{ApiKey, DeviceName, Host, NetworkArgs, ServeArgs, Speculate};
-use crate::device::cpu::use_one_malloc_arena;
+use crate::device::cpu::{release_freed_memory, use_one_malloc_arena};
 use crate::engine::{EngineHandle, EngineThread};
 use crate::generation::Generator;
 use crate::hub::{self, HubError, ModelName, Part};
 use crate::launch::{self, Devices, Prepared, prepare, recording};
-use crate::machine::{allocator, check_threads};
+use crate::machine::check_threads;
 use crate::model::{HeadDtype, Precision, check_directory};
 use crate::request::{MAX_PRIORITY, Tenant};
 use crate::runner::gib;
@@ -281,7 +281,7 @@ async fn serve(p: Prepared, started: Started, signals: &mut Signals) -> anyhow::
         ..Settings::new(String::new(), p.eos)
     };
     let state = ServerState::new(generator, settings, p.status);
-    allocator::release_freed_memory();
+    release_freed_memory();
     tracing::info!("ready in {:.2} s on http://{address}", start.elapsed().as_secs_f64());
     let times = DrainTimes { grace: p.config.timeouts.drain_grace, timeout: p.config.timeouts.drain_timeout };
     let watched = Arc::clone(&state);

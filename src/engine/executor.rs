@@ -14,9 +14,9 @@ pub trait Executor: Send {
     /// # Errors
     /// The step cannot be started; the engine ends.
     fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError>;
-    /// Waits for the earliest step that is not collected yet, at most until `until`. Only for speed: the engine
-    /// uses the time between `until` and the step's end to prepare for its results. An executor may return at
-    /// once.
+    /// Waits for the earliest step that is not collected yet, at most until `until`. Only for speed: the
+    /// engine uses the time between `until` and the step's end to prepare for its results. An executor may
+    /// return at once.
     fn wait(&mut self, _until: Instant) {}
     /// Waits for the earliest step that is not collected yet, and returns its output.
     ///

@@ -61,8 +61,8 @@ impl TimeoutStream {
         Poll::Ready(io::Error::from(io::ErrorKind::TimedOut))
     }
 
-    /// If what hyper writes is an error of its own that begins with `head`, writes the server's error instead.
-    /// Returns whether it has.
+    /// If what hyper writes is an error of its own that begins with `head`, writes the server's error
+    /// instead. Returns whether it has.
     fn poll_replacement(&mut self, head: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         if self.replacement.is_none() && !self.requests.any_open() {
             self.replacement = hyper_errors::replacement(head, &self.limits);

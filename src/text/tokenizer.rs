@@ -46,9 +46,9 @@ impl Tokenizer {
     /// [`TextError::File`] if a file is missing, corrupt or not supported, or if the files contradict each
     /// other.
     pub fn from_dir(dir: &Path) -> Result<Self, TextError> {
-        // Reading takes several times the memory of what stays, in pieces side by side with it. On a thread of
-        // its own these share no page with other memory, so that the allocator can return their pages to the
-        // system once what stays has been copied.
+        // Reading takes several times the memory of what stays, in pieces side by side with it. On a thread
+        // of its own these share no page with other memory, so that the allocator can return their pages to
+        // the system once what stays has been copied.
         let read = std::thread::scope(|scope| scope.spawn(|| Self::read(dir)).join());
         let read = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(Self { inner: read.inner.clone(), ..read })

@@ -44,7 +44,7 @@ use isa::DetectedIsa;
 use parts::Parts;
 use pool::ThreadPool;
 
-pub(crate) use allocated::{resize, use_one_malloc_arena, zeros};
+pub(crate) use allocated::{release_freed_memory, resize, use_one_malloc_arena, zeros};
 pub use cache::Cache;
 pub use matrix::Matrix;
 pub use matrix_builder::MatrixBuilder;
