@@ -6,13 +6,18 @@ take turns: only one of them has requests at a time. Their answers are compared:
 
     python3 scripts/speculation.py DIR [--speculate ngram,DRAFT_DIR] [--octant FILE] [--json FILE]
                                        [-- FLAGS OF ALL SERVERS]
+
+On a machine that is not quiet, `--cpu-time` with `-- --threads 1` gives tokens per second of the server's CPU
+time.
 """
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
+import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +82,8 @@ def tasks():
 
 
 class Server:
+    cpu_time = False
+
     def __init__(self, octant, directory, flags):
         command = [octant, "serve", directory, "--port", "0", "--served-model-name", "m",
                    "--stop-with-stdin", "true", *flags]
@@ -111,13 +118,21 @@ class Server:
         found = [re.search(rf"^vllm:spec_decode_{name}{{.*}} (\S+)", text, re.M) for name in names]
         return [float(match.group(1)) for match in found]
 
+    def clock(self):
+        """Seconds: of the wall, or of the server's CPU time."""
+        if not self.cpu_time:
+            return time.monotonic()
+        with open(f"/proc/{self.process.pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def run(self, bodies, at_once):
         """Texts, tokens per second, and the drafts of the run."""
         before = self.drafts()
-        begin = time.monotonic()
+        begin = self.clock()
         with ThreadPoolExecutor(at_once) as pool:
             answers = list(pool.map(self.answer, bodies))
-        took = time.monotonic() - begin
+        took = self.clock() - begin
         fed, accepted = (after - before for after, before in zip(self.drafts(), before))
         return [text for text, _ in answers], sum(tokens for _, tokens in answers) / took, fed, accepted
 
@@ -131,12 +146,17 @@ def main():
     parser.add_argument("--at-once", default="1,4,16")
     parser.add_argument("--tasks", help="only these, separated by semicolons")
     parser.add_argument("--speculate", default="ngram", help="methods, separated by commas")
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--json")
-    parser.add_argument("flags", nargs="*")
-    args = parser.parse_args()
-    plain = Server(args.octant, args.directory, args.flags)
+    # argparse takes no flags of another program after its own.
+    own, flags = sys.argv[1:], []
+    if "--" in own:
+        own, flags = own[:own.index("--")], own[own.index("--") + 1:]
+    args = parser.parse_args(own)
+    Server.cpu_time = args.cpu_time
+    plain = Server(args.octant, args.directory, flags)
     methods = args.speculate.split(",")
-    drafting = [Server(args.octant, args.directory, ["--speculate", method, *args.flags])
+    drafting = [Server(args.octant, args.directory, ["--speculate", method, *flags])
                 for method in methods]
     servers = [plain, *drafting]
     rows = []
