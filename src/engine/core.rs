@@ -200,10 +200,6 @@ impl EngineCore {
                 }
             };
         }
-        if let Some(soon) = self.step_clock.results_expected(&self.in_flight) {
-            executor.wait(soon);
-        }
-        self.scheduler.prefetch();
         let output = executor.collect()?;
         let InFlightStep { rows, launched } = self.in_flight.pop_front().expect("a step is in flight");
         self.step_clock.collected(launched, self.clock.now());
@@ -218,6 +214,7 @@ impl EngineCore {
     pub fn commit(&mut self, step: CollectedStep) -> Result<(), EngineError> {
         let CollectedStep { rows, output } = step;
         let event = self.recorder.is_some().then(|| Event::commit(&output));
+        self.scheduler.prefetch();
         self.updates = self.scheduler.commit(rows, output)?;
         if let Some(event) = event {
             self.record(|| event);

@@ -1,7 +1,7 @@
 //! The interface to the code that runs steps on devices.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::scheduler::SchedulerError;
 use crate::scheduler::step_plan::{StepOutput, StepPlan};
@@ -14,11 +14,7 @@ pub trait Executor: Send {
     /// # Errors
     /// The step cannot be started; the engine ends.
     fn enqueue(&mut self, plan: &Arc<StepPlan>) -> Result<(), EngineError>;
-    /// Waits for the earliest step that is not collected yet, at most until `until`. Only for speed: the
-    /// engine uses the time between `until` and the step's end to prepare for its results. An executor may
-    /// return at once.
-    fn wait(&mut self, _until: Instant) {}
-    /// Waits for the earliest step that is not collected yet, and returns its output.
+    /// Waits for the earliest step that is not collected yet.
     ///
     /// # Errors
     /// The step failed; the engine ends.

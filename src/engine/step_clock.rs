@@ -12,11 +12,6 @@ use crate::request::{Cost, Update};
 use crate::scheduler::step_plan::{Row, StepPlan};
 use crate::scheduler::{PlannedRows, RequestId};
 
-/// The share by which a step may be shorter than expected, and the time for which the engine prepares for its
-/// results ([`StepClock::results_expected`]).
-const FORECAST_ERROR: f64 = 0.02;
-const PREPARATION: Duration = Duration::from_micros(300);
-
 /// A launched step whose output has not been collected.
 pub(super) struct InFlightStep {
     /// The part that the scheduler takes back.
@@ -192,15 +187,6 @@ impl StepClock {
         let steps = in_flight.iter().map(|step| &step.launched).chain(uncharged);
         let longest = steps.map(|step| step.at_most).fold(0.0, f64::max);
         Duration::try_from_secs_f64(longest).unwrap_or(Duration::MAX).min(self.longest_step)
-    }
-
-    /// A time shortly before the results of the earliest step in flight are expected. `None` if its time is
-    /// unknown.
-    pub(super) fn results_expected(&self, in_flight: &VecDeque<InFlightStep>) -> Option<Instant> {
-        let step = &in_flight.front()?.launched;
-        let takes = Duration::try_from_secs_f64(step.expected?).ok()?;
-        let began = self.last_step.map_or(step.launched_at, |last| last.max(step.launched_at));
-        Some(began + takes.mul_f64(1.0 - FORECAST_ERROR).saturating_sub(PREPARATION))
     }
 
     /// Totals of the device over all requests.

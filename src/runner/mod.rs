@@ -73,8 +73,6 @@ struct Rank {
     /// Channel for plans; `None` while the runner is dropped.
     plans: Option<flume::Sender<Arc<StepPlan>>>,
     outcomes: flume::Receiver<RankOutcome>,
-    /// The outcome of the earliest step, if it came while the engine waited for it.
-    early: Option<RankOutcome>,
     /// Receives a message once the rank is ready for plans; closed if it never will be.
     prepared: flume::Receiver<()>,
     /// `None` while the runner is dropped, or if the thread hangs and must not be joined.
@@ -104,7 +102,7 @@ impl Runner {
                 let failure = RankFailure::Own(format!("the system cannot start its thread: {error}"));
                 let _unread = refused.send(Err(failure));
             }
-            Rank { plans: Some(plans), outcomes, early: None, prepared, thread: thread.ok() }
+            Rank { plans: Some(plans), outcomes, prepared, thread: thread.ok() }
         });
         Self { ranks: ranks.collect(), _mask_pool: mask_pool, step_timeout: options.step_timeout }
     }
@@ -147,12 +145,6 @@ impl Executor for Runner {
         Ok(())
     }
 
-    fn wait(&mut self, until: Instant) {
-        if let Some(first) = self.ranks.first_mut().filter(|rank| rank.early.is_none()) {
-            first.early = first.outcomes.recv_deadline(until).ok();
-        }
-    }
-
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let deadline = Instant::now() + self.step_timeout;
         let (mut first, mut peer, mut late) = (None, None, Vec::new());
@@ -183,9 +175,6 @@ impl Executor for Runner {
 impl Rank {
     /// Waits until `deadline` for the output of the earliest step.
     fn outcome(&mut self, deadline: Instant) -> RankOutcome {
-        if let Some(outcome) = self.early.take() {
-            return outcome;
-        }
         match self.outcomes.recv_deadline(deadline) {
             Ok(outcome) => outcome,
             Err(flume::RecvTimeoutError::Disconnected) => {

@@ -88,12 +88,6 @@ impl Executor for Simulator {
         Ok(())
     }
 
-    fn wait(&mut self, until: Instant) {
-        if let Some((_, end)) = self.outstanding.front() {
-            std::thread::sleep(until.min(*end).saturating_duration_since(Instant::now()));
-        }
-    }
-
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         let (output, end) = self.outstanding.pop_front().expect("a step was enqueued");
         self.use_exact_timers();
