@@ -74,6 +74,7 @@ def main() -> None:
     for turn in range(args.rounds):
         for target in targets if turn % 2 == 0 else reversed(targets):
             runs[target].append(one_run(args, target, turn))
+            print(f"round {turn + 1}, {target}: {runs[target][-1]}", file=sys.stderr, flush=True)
     print("| target | output tokens/s | ITL p50, ms | ITL p99, ms | TTFT p50, ms | TTFT p99, ms |")
     print("|---|---|---|---|---|---|")
     for target, rows in runs.items():
