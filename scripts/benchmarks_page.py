@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from compare_servers import number
+
 PAGE = Path("benches/README.md")
 PLOT = Path("benches/speed.svg")
 BEGIN, END = "<!-- figures: scripts/benchmarks_page.py -->", "<!-- end of figures -->"
@@ -53,10 +55,6 @@ def rows(engines: dict, servers: list) -> list[Row]:
         values = [median(of, "whole run", figure) for of in runs]
         found.append(Row(f"server, {figure}", *values, False))
     return found
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def table(found: list[Row]) -> str:

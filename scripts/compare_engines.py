@@ -20,6 +20,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from compare_servers import spread
+
 OCTANT, LLAMA = "Octant, FP8", "llama.cpp, Q8_0"
 
 
@@ -88,10 +90,7 @@ def show(figures: dict[str, dict[str, list[float]]]) -> None:
     print(f"| tokens/s | {OCTANT} | {LLAMA} | ratio of medians |\n|---|---|---|---|")
     for case, engines in figures.items():
         medians = [statistics.median(values) for values in engines.values()]
-        cells = [
-            f"{median:,.0f} ({min(values):,.0f} to {max(values):,.0f})"
-            for median, values in zip(medians, engines.values())
-        ]
+        cells = [spread(values) for values in engines.values()]
         print(f"| {case} | {cells[0]} | {cells[1]} | {medians[0] / medians[1]:.2f} |")
 
 

@@ -332,10 +332,15 @@ def show(runs: dict[str, list[dict]]) -> None:
                     cells.append("")
                     continue
                 medians.append(statistics.median(values))
-                cells.append(f"{number(medians[-1])} ({number(min(values))} to {number(max(values))})")
+                cells.append(spread(values))
             ratio = f"{medians[0] / medians[1]:.2f}" if len(medians) == 2 and medians[1] else ""
             print(f"| {case} | {figure} | {cells[0]} | {cells[1]} | {ratio} |")
     print()
+
+
+def spread(values: list[float]) -> str:
+    """The median, and in brackets the minimum and the maximum."""
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
 
 
 def number(value: float) -> str:
