@@ -1,8 +1,8 @@
 // Barriers in shared memory, bulk copies that complete on them, and the products of a warpgroup
 // ("wgmma"), which run while the threads go on. host/async.h has the same functions in software.
 //
-// Blocks of a cluster (KERNEL_CLUSTER) copy to each other's shared memory and arrive at each other's
-// barriers, in dynamic shared memory and at the same place in each block.
+// Blocks of a cluster (KERNEL_CLUSTER) copy to each other's shared memory, store floats there and arrive at
+// each other's barriers, in dynamic shared memory and at the same place in each block.
 //
 // The PTX ISA calls four consecutive warps a warpgroup, the first of them at a multiple of four. All its
 // threads call the functions of products with the same arguments, except that each passes its own
@@ -117,6 +117,20 @@ DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
         "}\n"
         :
         : "r"(shared_address(barrier)), "r"(rank)
+        : "memory");
+}
+
+// Stores a float in the shared memory of the block `rank` of the cluster, at the same place as `to` in this
+// one's. The other block has started if a cluster_sync came before, and sees the float after the next one.
+DEVICE void store_in_block(float* to, uint32_t rank, float x) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 at;\n"
+        "mapa.shared::cluster.u32 at, %0, %1;\n"
+        "st.shared::cluster.f32 [at], %2;\n"
+        "}\n"
+        :
+        : "r"(shared_address(to)), "r"(rank), "f"(x)
         : "memory");
 }
 

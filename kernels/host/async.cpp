@@ -177,6 +177,16 @@ void begin_async() {
     begin_products();
 }
 
+void land_stores() {
+    for (const RemoteStore& store : cluster->stores) {
+        uint32_t word;
+        std::memcpy(&word, store.to, sizeof word);
+        if (word != ~0u) die("a thread wrote to the place of another block's store in flight");
+        std::memcpy(store.to, &store.value, sizeof store.value);
+    }
+    cluster->stores.clear();
+}
+
 bool advance_async(bool stuck, bool late) {
     const bool products = products_are_ready();
     const size_t copies = async().copies.size();
@@ -351,6 +361,21 @@ void cluster_sync() {
     using namespace host;
     ++cluster->arrived;
     wait_as(State::waits_for_cluster, "cluster_sync");
+}
+
+void store_in_block(float* to, uint32_t rank, float x) {
+    using namespace host;
+    if (rank >= cluster->blocks.size()) die("a store in a block that the cluster does not have");
+    Block& other = cluster->blocks[rank];
+    unsigned char* at = place_in(other, to, sizeof x);
+    if (cluster->meetings == 0) die("a store in another block before the first cluster_sync");
+    if (has_ended(other)) die("an access to a block of the cluster that has ended");
+    other.accessed = cluster->meetings + 1;
+    for (const RemoteStore& before : cluster->stores) {
+        if (before.to == at) die("a store to the place of a store in flight");
+    }
+    std::memset(at, 0xFF, sizeof x);
+    cluster->stores.push_back({at, x});
 }
 
 void group_sync(uint32_t id, uint32_t threads) {

@@ -15,6 +15,7 @@
 #include "../../kernels/host/numbers.cpp"
 #include "../../kernels/host/products.cpp"
 #include "cluster.h"
+#include "exchange.h"
 #include "pipeline.h"
 
 namespace {
@@ -224,6 +225,7 @@ std::string in_registers(bool descending) {
 
 #define E4M3(fault, expected) {#fault, expected, e4m3<fault>}
 #define CLUSTER(fault, expected) {"cluster: " #fault, expected, in_cluster<ClusterFault::fault>}
+#define EXCHANGE(fault, expected) {"exchange: " #fault, expected, exchanged<ExchangeFault::fault>}
 #define IN_REGISTERS(fault, expected) {#fault " (registers)", expected, in_registers<fault>}
 constexpr Case cases[] = {
     {"E4M3", "right", products<Kind::e4m3>},
@@ -288,6 +290,16 @@ constexpr Case cases[] = {
     CLUSTER(odd_grid, "a grid that is not of whole clusters"),
     CLUSTER(copy_before_wait, "a copy before wait_for_earlier"),
     CLUSTER(no_wait_of_a_warp, "a thread ended without wait_for_earlier"),
+    EXCHANGE(none, "right"),
+    EXCHANGE(no_sync_before, "a store in another block before the first cluster_sync"),
+    EXCHANGE(no_sync_after, "a block ended without a cluster_sync after another block's access"),
+    EXCHANGE(no_sync_at_all, "a store in another block before the first cluster_sync"),
+    EXCHANGE(sync_of_the_block, "NaN"),
+    EXCHANGE(same_memory_again, "NaN"),
+    EXCHANGE(same_place, "a store to the place of a store in flight"),
+    EXCHANGE(write_in_flight, "a thread wrote to the place of another block's store in flight"),
+    EXCHANGE(to_no_block, "a store in a block that the cluster does not have"),
+    EXCHANGE(outside, "an access to another block outside of dynamic shared memory"),
 };
 
 // Runs a case in a process of its own and returns what it writes.

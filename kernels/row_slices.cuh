@@ -1,0 +1,137 @@
+// A row over the blocks of a cluster, with the bits that one block computes (row.cuh).
+//
+// In one block, of `threads` threads, a thread adds up every `threads`-th group of eight elements, a warp adds
+// its threads' sums, and every thread adds the warps' sums in order. A block of a cluster has the groups of
+// some of these warps, its slice. The first threads of the block do what those warps would do; then the blocks
+// store the warps' sums in each other's shared memory, and every thread adds all of them in the same order.
+// Loads, norm and quantisation take each element by itself, so a block has more threads for them.
+#pragma once
+
+#include "row.cuh"
+#include "wgmma.cuh"
+
+// Blocks of a row's cluster.
+constexpr uint32_t SLICES = 4;
+// The largest number of threads of a block that computes a slice: one for each group of a slice if a row has
+// at most 20,480 elements.
+constexpr uint32_t SLICE_THREADS = 640;
+// Results of warps that blocks exchange at a time.
+constexpr uint32_t EXCHANGED = SLICES * SLICE_THREADS / 32;
+
+// A block's slice of a row, in slots of eight elements. A thread accesses the slots of its index modulo the
+// block's size; other threads may do so before and after a barrier.
+struct RowSlice {
+    // The slots; `cols` are the row's.
+    SharedRow slots;
+    // Threads of a block that would compute the row alone, how many of them this one stands for, and the first.
+    uint32_t threads, lanes, first;
+
+    // The row's group of a slot.
+    DEVICE_MEMBER uint32_t group_of(uint32_t slot) const {
+        return slot / lanes * threads + first + slot % lanes;
+    }
+
+    // The number of slots, with those of the padding.
+    DEVICE_MEMBER uint32_t count() const {
+        return (padded(slots.cols) / 8 + threads - 1) / threads * lanes;
+    }
+
+    // Whether this thread adds up groups.
+    DEVICE_MEMBER bool adds() const { return threadIdx.x < lanes && first + threadIdx.x < threads; }
+
+    // Calls `function` with each of this thread's slots and its group, of the row's first `groups`.
+    template <typename Function>
+    DEVICE_MEMBER void each(uint32_t groups, Function function) const {
+        for (uint32_t slot = threadIdx.x; slot < count(); slot += blockDim.x) {
+            const uint32_t group = group_of(slot);
+            if (first + slot % lanes < threads && group < groups) function(slot, group);
+        }
+    }
+
+    // Calls `function` with each slot that this thread adds up, in order.
+    template <typename Function>
+    DEVICE_MEMBER void each_added(Function function) const {
+        for (uint32_t slot = threadIdx.x; group_of(slot) < slots.cols / 8; slot += lanes) function(slot);
+    }
+};
+
+// Exchanges results of warps between the blocks of a cluster. Two exchanges in a row use different memory. The
+// one after those writes where the first was read: every block has read that before the second.
+struct SliceExchange {
+    // [2][EXCHANGED], at the same place in each block.
+    float* results;
+    uint32_t turn;
+
+    DEVICE_MEMBER float* next() { return results + turn++ % 2 * EXCHANGED; }
+
+    // Stores a warp's result in every block.
+    static DEVICE_MEMBER void send(float* to, float x) {
+        if (lane_id() < SLICES) store_in_block(to, lane_id(), x);
+    }
+
+    // The row's sum, of the sums `x` of the threads that add up groups, returned to every thread.
+    DEVICE_MEMBER float sum(const RowSlice& slice, float x) {
+        float* all = next();
+        if (slice.adds()) send(all + (slice.first + threadIdx.x) / 32, warp_sum(x));
+        cluster_sync();
+        return sum_of_warps(all, slice.threads / 32);
+    }
+
+    // The maximum over the cluster of non-negative values, returned to every thread; NaN is ignored.
+    DEVICE_MEMBER float max(float x) {
+        float* all = next();
+        const uint32_t warps = blockDim.x / 32;
+        send(all + cluster_rank() * warps + threadIdx.x / 32, warp_max(x));
+        cluster_sync();
+        float largest = 0.0f;
+        for (uint32_t i = lane_id(); i < SLICES * warps; i += 32) largest = fmaxf(largest, all[i]);
+        return warp_max(largest);
+    }
+};
+
+// Copies the weights and biases of a slice to shared memory, from `to` on, in its slots. Each thread copies
+// those that it uses.
+DEVICE NormWeights copied(const NormWeights& norm, const RowSlice& slice, float* to) {
+    float* biases = norm.bias == nullptr ? nullptr : to + 8 * slice.count();
+    slice.each(slice.slots.cols / 8, [&](uint32_t slot, uint32_t group) {
+        store_eight(to, slot, eight_at(norm.weight, false, group));
+        if (biases != nullptr) store_eight(biases, slot, eight_at(norm.bias, false, group));
+    });
+    return {to, biases, norm.layer_norm, norm.eps};
+}
+
+// Normalises a row in place, of which this block has a slice; `norm` is of the slice. Returns the thread's
+// largest magnitude. Every block of the cluster calls it, after a barrier of the block.
+DEVICE float norm_slice(const RowSlice& slice, SliceExchange& exchange, const NormWeights& norm) {
+    const SharedRow& row = slice.slots;
+    float mean = 0.0f, squares = 0.0f, amax = 0.0f;
+    if (norm.layer_norm) {
+        float sum = 0.0f;
+        if (slice.adds()) slice.each_added([&](uint32_t slot) { sum = sum_of(row.load(slot), sum); });
+        mean = exchange.sum(slice, sum) / static_cast<float>(row.cols);
+    }
+    if (slice.adds()) {
+        slice.each_added([&](uint32_t slot) { squares = squares_of(row.load(slot), mean, squares); });
+    }
+    const float factor = norm_factor(exchange.sum(slice, squares), row.cols, norm.eps);
+    slice.each(row.cols / 8, [&](uint32_t slot, uint32_t) {
+        const Eight x = normalised(row.load(slot), norm, slot, mean, factor);
+        row.store(slot, x);
+        amax = amax_of(x, amax);
+    });
+    return amax;
+}
+
+// Quantises a row to row `index` of `out`, of which this block has a slice, and pads it with zeros. Every block
+// of the cluster calls it.
+DEVICE void store_slice(const RowSlice& slice, SliceExchange& exchange, float amax, const Quantised& out,
+                        uint32_t index) {
+    const SharedRow& row = slice.slots;
+    const float scale = out.kind == 1 ? scale_of(exchange.max(amax)) : out.static_scale;
+    const float inverse = 1.0f / scale;
+    const RowAddress to = row_of(out, index);
+    slice.each(padded(row.cols) / 8, [&](uint32_t slot, uint32_t group) {
+        store_quantised(8 * group < row.cols ? row.load(slot) : zeros(), inverse, out.kind, to, group);
+    });
+    if (slice.first == 0 && threadIdx.x == 0) out.scales[index] = scale;
+}
