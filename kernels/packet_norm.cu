@@ -3,9 +3,9 @@
 // INPUTS: delta bf16 [rows, cols]; residual f32 [rows, cols]; weight f32 [cols], bias f32 [cols] or null;
 //     packets of each rank [3][ranks][capacity], all words EMPTY before the first operation
 // OUTPUTS: residual; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
-// LAUNCH: any number of clusters of 4 blocks; cols alone decides their threads, 32 to 640, and their shared
-//     memory (row_slices.cuh): 640 bytes, and 32 bytes per slot for each of row, weights and biases; every rank
-//     launches the same operations in the same order, with the same number of blocks
+// LAUNCH: any number of clusters of 4 blocks; cols alone decides their threads, 32 to 640; shared memory of
+//     640 bytes, and 32 per slot for each of row, weights and biases (row_slices.cuh); every rank launches
+//     the same operations in the same order, with the same number of blocks
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; rows * cols / 8 at most capacity
 // NUMERICS: those of reduce_norm.cu, bit for bit
 // COST: per rank over the link: sends and receives rows * cols * 2 * (ranks - 1) bytes; bound by latency

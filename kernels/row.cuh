@@ -181,8 +181,8 @@ DEVICE uint32_t e4m3x4(const float4& x) {
     return e4m3x2(x.x, x.y) | static_cast<uint32_t>(e4m3x2(x.z, x.w)) << 16;
 }
 
-// The scale of a row of E4M3 whose largest magnitude is `amax`. Below 1e-30 the quotient would be subnormal or
-// zero, and its reciprocal infinite.
+// The scale of a row of E4M3 whose largest magnitude is `amax`. Below 1e-30 the quotient would be subnormal
+// or zero, and its reciprocal infinite.
 DEVICE float scale_of(float amax) { return amax > 1e-30f ? amax / 448.0f : 1.0f; }
 
 // Stores elements 8i to 8i + 7 of a row of type `kind`; E4M3 is multiplied by `inverse` first.

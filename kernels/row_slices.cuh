@@ -1,10 +1,10 @@
 // A row over the blocks of a cluster, with the bits that one block computes (row.cuh).
 //
-// In one block, of `threads` threads, a thread adds up every `threads`-th group of eight elements, a warp adds
-// its threads' sums, and every thread adds the warps' sums in order. A block of a cluster has the groups of
-// some of these warps, its slice. The first threads of the block do what those warps would do; then the blocks
-// store the warps' sums in each other's shared memory, and every thread adds all of them in the same order.
-// Loads, norm and quantisation take each element by itself, so a block has more threads for them.
+// In one block, of `threads` threads, a thread adds up every `threads`-th group of eight elements, a warp
+// adds its threads' sums, and every thread adds the warps' sums in order. A block of a cluster has the groups
+// of some of these warps, its slice. Its first threads do what those warps would do. Then the blocks store
+// the warps' sums in each other's shared memory, and every thread adds all of them in the same order. Loads,
+// norm and quantisation take each element by itself, so a block has more threads for them.
 #pragma once
 
 #include "row.cuh"
@@ -23,7 +23,8 @@ constexpr uint32_t EXCHANGED = SLICES * SLICE_THREADS / 32;
 struct RowSlice {
     // The slots; `cols` are the row's.
     SharedRow slots;
-    // Threads of a block that would compute the row alone, how many of them this one stands for, and the first.
+    // Threads of a block that would compute the row alone, how many of them this one stands for, and the
+    // first of those.
     uint32_t threads, lanes, first;
 
     // The row's group of a slot.
@@ -55,8 +56,8 @@ struct RowSlice {
     }
 };
 
-// Exchanges results of warps between the blocks of a cluster. Two exchanges in a row use different memory. The
-// one after those writes where the first was read: every block has read that before the second.
+// Exchanges results of warps between the blocks of a cluster. Two exchanges in a row use different memory.
+// The one after those writes where the first was read: every block has read that before the second.
 struct SliceExchange {
     // [2][EXCHANGED], at the same place in each block.
     float* results;
@@ -122,8 +123,8 @@ DEVICE float norm_slice(const RowSlice& slice, SliceExchange& exchange, const No
     return amax;
 }
 
-// Quantises a row to row `index` of `out`, of which this block has a slice, and pads it with zeros. Every block
-// of the cluster calls it.
+// Quantises a row to row `index` of `out`, of which this block has a slice, and pads it with zeros. Every
+// block of the cluster calls it.
 DEVICE void store_slice(const RowSlice& slice, SliceExchange& exchange, float amax, const Quantised& out,
                         uint32_t index) {
     const SharedRow& row = slice.slots;

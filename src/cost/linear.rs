@@ -203,16 +203,16 @@ impl Product {
     }
 
     /// Seconds of reading the weights that blocks ask for before the kernels before them have ended, on the
-    /// multiprocessors that are free while one row runs on each of the others.
-    pub(super) fn ahead(&self, rows: usize, gpu: &Hardware) -> f64 {
+    /// multiprocessors that are free while a sum keeps the `busy` ones.
+    pub(super) fn ahead(&self, rows: usize, busy: usize, gpu: &Hardware) -> f64 {
         let most = self.operands.max_rows();
-        if self.cuts.division(rows, most) == Division::Whole || rows >= PARTS {
+        if self.cuts.division(rows, most) == Division::Whole || busy >= PARTS {
             return 0.0;
         }
         let part = (self.tiles * self.chunks).div_ceil(self.cuts.parts());
         let columns = variant_rows(rows, most.spread);
         let bytes = stages(self.operands.input_chunks(), columns).min(part) * TILE * CHUNK;
-        let free = PARTS - rows;
+        let free = PARTS - busy;
         (free * bytes) as f64 / (gpu.read * gpu.share(Kernel::Linear, Limit::Memory, rows))
     }
 

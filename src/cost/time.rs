@@ -35,7 +35,8 @@ pub struct StepTime {
     pub reduce: f64,
     /// Gathering logits from all ranks.
     pub gather: f64,
-    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`.
+    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`, less what norms of few rows
+    /// save because several multiprocessors compute a row.
     pub overhead: f64,
 }
 

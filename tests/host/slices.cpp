@@ -1,7 +1,7 @@
-// Compares rows that a cluster of blocks computes (packet_norm, of one rank) with those of one block (norm): the
-// residual, the quantised rows and their scales must have the same bits, for every number of warps and of slots
-// of a thread. As a check of the comparison, sums in another order must give other bits. `tests/gpu/emulator.rs`
-// compiles and runs this program.
+// Compares rows that a cluster of blocks computes (packet_norm, of one rank) with those of one block (norm):
+// the residual, the quantised rows and their scales must have the same bits, for several numbers of warps and
+// of slots of a thread. As a check of the comparison, sums in another order must give other bits.
+// `tests/gpu/emulator.rs` compiles and runs this program.
 #include <cstdio>
 #include <vector>
 
@@ -30,7 +30,9 @@ struct Buffers {
 
     explicit Buffers(uint32_t cols) : scales(8), delta(rows * cols / 8), values(padded(cols)) {
         const auto number = [](uint32_t i) { return static_cast<float>(i * 7919 % 10007) / 3001.0f - 1.7f; };
-        for (uint32_t i = 0; i < rows * cols; ++i) residual.push_back(number(i) * (i % 97 == 0 ? 50.0f : 1.0f));
+        for (uint32_t i = 0; i < rows * cols; ++i) {
+            residual.push_back(number(i) * (i % 97 == 0 ? 50.0f : 1.0f));
+        }
         for (uint32_t i = 0; i < cols; ++i) weight.push_back(number(i + 5)), bias.push_back(number(i + 9));
         auto* words = reinterpret_cast<uint32_t*>(delta.data());
         for (uint32_t i = 0; i < rows * cols / 2; ++i) words[i] = bf16x2(number(i + 3), number(3 * i));
@@ -114,8 +116,8 @@ int main() {
             const Buffers expected = by_block(one);
             const bool right = by_cluster(one, threads_of(cols)) == expected;
             if (!right) {
-                std::printf("%u columns, kind %u, layer_norm %u, biased %d, descending %d: other bits\n", cols,
-                            one.kind, one.layer_norm, one.biased, one.descending);
+                std::printf("%u columns, kind %u, layer_norm %u, biased %d, descending %d: other bits\n",
+                            cols, one.kind, one.layer_norm, one.biased, one.descending);
             }
             ++cases, wrong += !right;
             if (cols == 1040 && one.kind == 1) others += !(by_cluster(one, 96) == expected);

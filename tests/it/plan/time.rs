@@ -118,9 +118,9 @@ fn products_read_weights_while_ranks_add_few_rows() {
         let seconds = |each: f64| h100.all_reduce_seconds(each * elements);
         191.0 * seconds(2.0) + seconds(4.0) + seconds(3.0)
     };
-    // QKV and the first MLP product: 12 stages of 16 KiB on each multiprocessor but one per row.
+    // QKV and the first MLP product: 12 stages of 16 KiB on each multiprocessor but four per row.
     for rows in [1, 4] {
-        let bytes = f64::from((132 - rows) * 12 * (16 << 10));
+        let bytes = f64::from((132 - 4 * rows) * 12 * (16 << 10));
         let early = 0.8 * 96.0 * 2.0 * bytes / (3.35e12 * 0.813);
         assert!((sums(rows) - early - reduce(rows)).abs() < 1e-9, "{rows}: {}", reduce(rows));
     }
@@ -131,6 +131,30 @@ fn products_read_weights_while_ranks_add_few_rows() {
     };
     assert!(at_rate(1e12, 64) < at_rate(3e12, 64));
     assert_eq!(at_rate(1e12, 132), at_rate(3e12, 132));
+}
+
+#[test]
+fn norms_of_few_rows_read_a_slice_of_the_parts() {
+    let h100 = h100();
+    let overhead = |rows: u32, precision| {
+        let cost = CostModel::new(&model_340b(), 8, precision, KvDtype::Fp8, h100.clone()).unwrap();
+        cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).overhead
+    };
+    let whole = h100.step_overhead + 96.0 * h100.layer_overhead;
+    // BF16 parts of eight ranks: the largest slice has five groups of 128 threads, of 18,432 columns. A
+    // multiprocessor reads at a 132nd of the rate of L2.
+    let bytes = f64::from(8 * 2 * (18432 - 5 * 128 * 8));
+    let sliced = whole - 96.0 * 2.0 * bytes * 132.0 / h100.l2;
+    for (rows, expected) in [(1, sliced), (8, sliced), (17, whole), (64, whole)] {
+        let got = overhead(rows, Precision::Fp8);
+        assert!((got - expected).abs() < 1e-9, "{rows} rows: {got}, expected {expected}");
+    }
+    // F32 parts go by no packets.
+    assert!((overhead(1, Precision::None) - whole).abs() < 1e-9);
+    // A norm takes no negative time.
+    let slow = cost(KvDtype::Fp8, Hardware { l2: 1e11, ..h100.clone() });
+    let least = slow.step([RowShape { tokens: 1, position: 0, logits: 0 }]).overhead;
+    assert!((least - h100.step_overhead).abs() < 1e-9, "{least}");
 }
 
 #[test]
