@@ -4,7 +4,7 @@
 //     packets of each rank [3][ranks][capacity], all words EMPTY before the first operation
 // OUTPUTS: residual; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
 // LAUNCH: any number of clusters of 4 blocks; cols alone decides their threads, 32 to 640; shared memory of
-//     640 bytes, and 32 per slot for each of row, weights and biases (row_slices.cuh); every rank launches
+//     1,984 bytes, and 32 per slot for each of row, weights and biases (row_slices.cuh); every rank launches
 //     the same operations in the same order, with the same number of blocks
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; rows * cols / 8 at most capacity
 // NUMERICS: those of reduce_norm.cu, bit for bit
@@ -112,21 +112,22 @@ KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
     const uint32_t operation = operation_of(p.peers), groups = p.cols / 8;
     const uint32_t first = blockIdx.x / SLICES, step = gridDim.x / SLICES;
     const Exchange exchange = {p, own->set};
-    SliceExchange results = {reinterpret_cast<float*>(shared_memory()), 0};
-    const RowSlice slice = slice_of(p, results.results + 2 * EXCHANGED);
+    SliceExchange results = SliceExchange::in(shared_memory());
+    const RowSlice slice = slice_of(p, reinterpret_cast<float*>(shared_memory() + SliceExchange::BYTES));
     const SharedRow& row = slice.slots;
     bool begun = load_acquire(&own->failed) == 0;
     for (uint32_t index = first; begun && index < p.rows; index += step) {
         const size_t start = static_cast<size_t>(index) * groups;
         slice.each(groups, [&](uint32_t, uint32_t group) { exchange.send(start + group); });
     }
+    results.init();
     // They arrive while the ranks wait for one another.
     const NormWeights norm =
         copied({p.weight, p.bias, p.layer_norm, p.eps}, slice, row.values + 8 * slice.count());
     exchange.empty(own->exchanged);
     // Every block of the cluster has started. On the host a waiting thread blocks the other threads of its
     // cluster, so that all send first.
-    cluster_sync();
+    cluster_begin();
     for (uint32_t index = first; index < p.rows; index += step) {
         const size_t start = static_cast<size_t>(index) * groups;
         bool missed = !begun;
@@ -142,6 +143,7 @@ KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
         begun = __syncthreads_or(missed) == 0;
         const float amax = norm_slice(slice, results, norm);
         store_slice(slice, results, amax, p.out, index);
+        ++results.rows;
     }
     // Orders the emptying before this rank's next packets, for the ranks that receive them.
     fence_system();

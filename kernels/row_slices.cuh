@@ -56,34 +56,68 @@ struct RowSlice {
     }
 };
 
-// Exchanges results of warps between the blocks of a cluster. Two exchanges in a row use different memory.
-// The one after those writes where the first was read: every block has read that before the second.
+// Results that blocks exchange of a row.
+enum class Result : uint32_t { sum, squares, largest };
+constexpr uint32_t RESULTS = 3;
+
+// Exchanges results of warps between the blocks of a cluster. A warp stores its result in every block and
+// completes bytes of that block's barrier, on which all threads wait, so no thread waits for its other writes.
+//
+// Consecutive rows use different memory. A block that stores a result of the next row but one has the squares
+// of the next row from every block, and these sent them after all of their threads had ended this row.
 struct SliceExchange {
-    // [2][EXCHANGED], at the same place in each block.
+    // [2][RESULTS][EXCHANGED] results and [2][RESULTS] barriers, at the same places in each block.
     float* results;
-    uint32_t turn;
+    uint64_t* barriers;
+    // Rows before this one.
+    uint32_t rows;
 
-    DEVICE_MEMBER float* next() { return results + turn++ % 2 * EXCHANGED; }
+    // Bytes of shared memory of all results and barriers.
+    static constexpr uint32_t BYTES = 1984;
+    static_assert(BYTES >= 2 * RESULTS * (4 * EXCHANGED + 8) && BYTES % 16 == 0);
 
-    // Stores a warp's result in every block.
-    static DEVICE_MEMBER void send(float* to, float x) {
-        if (lane_id() < SLICES) store_in_block(to, lane_id(), x);
+    static DEVICE_MEMBER SliceExchange in(unsigned char* shared) {
+        auto* results = reinterpret_cast<float*>(shared);
+        return {results, reinterpret_cast<uint64_t*>(results + 2 * RESULTS * EXCHANGED), 0};
+    }
+
+    // Every thread calls it before a cluster_begin.
+    DEVICE_MEMBER void init() const {
+        if (threadIdx.x != 0) return;
+        for (uint32_t i = 0; i < 2 * RESULTS; ++i) barrier_init(&barriers[i], 1);
+        barrier_init_fence();
+    }
+
+    DEVICE_MEMBER uint32_t index(Result which) const {
+        return rows % 2 * RESULTS + static_cast<uint32_t>(which);
+    }
+
+    // Stores this warp's result, the one `at`, in every block.
+    DEVICE_MEMBER void send(Result which, uint32_t at, float x) const {
+        float* to = results + index(which) * EXCHANGED + at;
+        if (lane_id() < SLICES) store_in_block(to, &barriers[index(which)], lane_id(), x);
+    }
+
+    // Waits for `count` results.
+    DEVICE_MEMBER const float* receive(Result which, uint32_t count) const {
+        uint64_t* barrier = &barriers[index(which)];
+        if (threadIdx.x == 0) barrier_expect(barrier, 4 * count);
+        barrier_wait_for_blocks(barrier, rows / 2 % 2);
+        return results + index(which) * EXCHANGED;
     }
 
     // The row's sum, of the sums `x` of the threads that add up groups, returned to every thread.
-    DEVICE_MEMBER float sum(const RowSlice& slice, float x) {
-        float* all = next();
-        if (slice.adds()) send(all + (slice.first + threadIdx.x) / 32, warp_sum(x));
-        cluster_sync();
-        return sum_of_warps(all, slice.threads / 32);
+    DEVICE_MEMBER float sum(const RowSlice& slice, Result which, float x) const {
+        const uint32_t warps = slice.threads / 32;
+        if (slice.adds()) send(which, (slice.first + threadIdx.x) / 32, warp_sum(x));
+        return sum_of_warps(receive(which, warps), warps);
     }
 
     // The maximum over the cluster of non-negative values, returned to every thread; NaN is ignored.
-    DEVICE_MEMBER float max(float x) {
-        float* all = next();
+    DEVICE_MEMBER float max(float x) const {
         const uint32_t warps = blockDim.x / 32;
-        send(all + cluster_rank() * warps + threadIdx.x / 32, warp_max(x));
-        cluster_sync();
+        send(Result::largest, cluster_rank() * warps + threadIdx.x / 32, warp_max(x));
+        const float* all = receive(Result::largest, SLICES * warps);
         float largest = 0.0f;
         for (uint32_t i = lane_id(); i < SLICES * warps; i += 32) largest = fmaxf(largest, all[i]);
         return warp_max(largest);
@@ -103,18 +137,18 @@ DEVICE NormWeights copied(const NormWeights& norm, const RowSlice& slice, float*
 
 // Normalises a row in place, of which this block has a slice; `norm` is of the slice. Returns the thread's
 // largest magnitude. Every block of the cluster calls it, after a barrier of the block.
-DEVICE float norm_slice(const RowSlice& slice, SliceExchange& exchange, const NormWeights& norm) {
+DEVICE float norm_slice(const RowSlice& slice, const SliceExchange& exchange, const NormWeights& norm) {
     const SharedRow& row = slice.slots;
     float mean = 0.0f, squares = 0.0f, amax = 0.0f;
     if (norm.layer_norm) {
         float sum = 0.0f;
         if (slice.adds()) slice.each_added([&](uint32_t slot) { sum = sum_of(row.load(slot), sum); });
-        mean = exchange.sum(slice, sum) / static_cast<float>(row.cols);
+        mean = exchange.sum(slice, Result::sum, sum) / static_cast<float>(row.cols);
     }
     if (slice.adds()) {
         slice.each_added([&](uint32_t slot) { squares = squares_of(row.load(slot), mean, squares); });
     }
-    const float factor = norm_factor(exchange.sum(slice, squares), row.cols, norm.eps);
+    const float factor = norm_factor(exchange.sum(slice, Result::squares, squares), row.cols, norm.eps);
     slice.each(row.cols / 8, [&](uint32_t slot, uint32_t) {
         const Eight x = normalised(row.load(slot), norm, slot, mean, factor);
         row.store(slot, x);
@@ -125,8 +159,8 @@ DEVICE float norm_slice(const RowSlice& slice, SliceExchange& exchange, const No
 
 // Quantises a row to row `index` of `out`, of which this block has a slice, and pads it with zeros. Every
 // block of the cluster calls it.
-DEVICE void store_slice(const RowSlice& slice, SliceExchange& exchange, float amax, const Quantised& out,
-                        uint32_t index) {
+DEVICE void store_slice(const RowSlice& slice, const SliceExchange& exchange, float amax,
+                        const Quantised& out, uint32_t index) {
     const SharedRow& row = slice.slots;
     const float scale = out.kind == 1 ? scale_of(exchange.max(amax)) : out.static_scale;
     const float inverse = 1.0f / scale;

@@ -106,6 +106,12 @@ DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" : : : "memory");
 }
 
+// Waits until all threads of all blocks of the cluster have come here. It orders only the initialisation of
+// barriers, by barrier_init_fence, so that no thread waits for its earlier writes.
+DEVICE void cluster_begin() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" : : : "memory");
+}
+
 // Arrives at the barrier of the block `rank` of the cluster, after this thread's products have ended. It does
 // not make this thread's writes visible there.
 DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
@@ -120,17 +126,33 @@ DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
         : "memory");
 }
 
-// Stores a float in the shared memory of the block `rank` of the cluster, at the same place as `to` in this
-// one's. The other block has started if a cluster_sync came before, and sees the float after the next one.
-DEVICE void store_in_block(float* to, uint32_t rank, float x) {
+// Starts a store of a float in the shared memory of the block `rank` of the cluster, at the same place as `to`
+// in this one's, that completes 4 bytes of that block's barrier. It may end after this block does, but not
+// after that one.
+DEVICE void store_in_block(float* to, uint64_t* barrier, uint32_t rank, float x) {
     asm volatile(
         "{\n"
-        ".reg .b32 at;\n"
-        "mapa.shared::cluster.u32 at, %0, %1;\n"
-        "st.shared::cluster.f32 [at], %2;\n"
+        ".reg .b32 at, done;\n"
+        "mapa.shared::cluster.u32 at, %0, %2;\n"
+        "mapa.shared::cluster.u32 done, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [at], %3, [done];\n"
         "}\n"
         :
-        : "r"(shared_address(to)), "r"(rank), "f"(x)
+        : "r"(shared_address(to)), "r"(shared_address(barrier)), "r"(rank), "f"(x)
+        : "memory");
+}
+
+// As barrier_wait, for stores of other blocks of the cluster.
+DEVICE void barrier_wait_for_blocks(uint64_t* barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "wait:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra wait;\n"
+        "}\n"
+        :
+        : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
 }
 

@@ -32,9 +32,11 @@ struct Barrier {
 
 struct Copy {
     unsigned char* to;
+    // Null if `value` is stored.
     const unsigned char* from;
     uint32_t bytes;
     size_t barrier;
+    float value = 0.0f;
 };
 
 // A barrier of some of the block's warps.
@@ -91,12 +93,10 @@ unsigned char* place_in(const Block& other, const void* shared, size_t bytes) {
     return other.shared + (at - block->shared);
 }
 
-// The index of a barrier in a block of the cluster, at the same place as one of this block. The other block
-// may end only after a cluster_sync.
-size_t index_in(Block& other, const uint64_t* word) {
+// The index of a barrier in a block of the cluster, at the same place as one of this block.
+size_t known_in(const Block& other, const uint64_t* word) {
     if (&other == block) return index_of(word);
     if (has_ended(other)) die("an access to a block of the cluster that has ended");
-    other.accessed = cluster->meetings + 1;
     const auto* at = reinterpret_cast<const uint64_t*>(place_in(other, word, sizeof *word));
     const size_t index = *at & 0xFFFFFFFF;
     const std::vector<Barrier>& barriers = async_of(other).barriers;
@@ -106,6 +106,13 @@ size_t index_in(Block& other, const uint64_t* word) {
     if (barriers[index].cluster_meeting == cluster->meetings) {
         die("a barrier of another block is used before the cluster_sync after its initialisation");
     }
+    return index;
+}
+
+// The same for an access after which the other block may end only after a cluster_sync.
+size_t index_in(Block& other, const uint64_t* word) {
+    const size_t index = known_in(other, word);
+    if (&other != block) other.accessed = cluster->meetings + 1;
     return index;
 }
 
@@ -121,12 +128,13 @@ void land(size_t index) {
     const Copy copy = copies[index];
     copies[index] = copies.back();
     copies.pop_back();
-    for (uint32_t i = 0; i < copy.bytes; i += 8) {
-        uint64_t word;
+    for (uint32_t i = 0; i < copy.bytes; i += 4) {
+        uint32_t word;
         std::memcpy(&word, copy.to + i, sizeof word);
-        if (word != ~uint64_t{0}) die("a thread wrote to the target of a copy in flight");
+        if (word != ~0u) die("a thread wrote to the target of a copy in flight");
     }
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    const void* value = &copy.value;
+    std::memcpy(copy.to, copy.from == nullptr ? value : copy.from, copy.bytes);
     Barrier& barrier = async().barriers[copy.barrier];
     barrier.bytes -= copy.bytes;
     settle(barrier);
@@ -175,16 +183,6 @@ void begin_async() {
     }
     all.registers_change = false;
     begin_products();
-}
-
-void land_stores() {
-    for (const RemoteStore& store : cluster->stores) {
-        uint32_t word;
-        std::memcpy(&word, store.to, sizeof word);
-        if (word != ~0u) die("a thread wrote to the place of another block's store in flight");
-        std::memcpy(store.to, &store.value, sizeof store.value);
-    }
-    cluster->stores.clear();
 }
 
 bool advance_async(bool stuck, bool late) {
@@ -363,19 +361,12 @@ void cluster_sync() {
     wait_as(State::waits_for_cluster, "cluster_sync");
 }
 
-void store_in_block(float* to, uint32_t rank, float x) {
+void store_in_block(float* to, uint64_t* word, uint32_t rank, float x) {
     using namespace host;
     if (rank >= cluster->blocks.size()) die("a store in a block that the cluster does not have");
     Block& other = cluster->blocks[rank];
     unsigned char* at = place_in(other, to, sizeof x);
-    if (cluster->meetings == 0) die("a store in another block before the first cluster_sync");
-    if (has_ended(other)) die("an access to a block of the cluster that has ended");
-    other.accessed = cluster->meetings + 1;
-    for (const RemoteStore& before : cluster->stores) {
-        if (before.to == at) die("a store to the place of a store in flight");
-    }
-    std::memset(at, 0xFF, sizeof x);
-    cluster->stores.push_back({at, x});
+    start_copy(other, {at, nullptr, sizeof x, known_in(other, word), x});
 }
 
 void group_sync(uint32_t id, uint32_t threads) {

@@ -253,7 +253,6 @@ bool meet() {
     if (ended > 0) die("a cluster_sync that some threads never reach");
     cluster->arrived = 0;
     ++cluster->meetings;
-    land_stores();
     for (Block& one : cluster->blocks) {
         ++one.meetings;
         for (Fiber& fiber : one.fibers) fiber.state = State::ready;
@@ -436,7 +435,6 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
             for (uint32_t x = 0; x < launch->grid[0]; x += size) {
                 cluster->arrived = 0;
                 cluster->meetings = 0;
-                cluster->stores.clear();
                 for (uint32_t rank = 0; rank < size; ++rank) {
                     block = &cluster->blocks[rank];
                     begin({x + rank, y, z});

@@ -95,12 +95,6 @@ struct Block {
     uint64_t random = 1;
 };
 
-// A float that a block stores in a block of its cluster. It lands at the next cluster_sync.
-struct RemoteStore {
-    unsigned char* to;
-    float value;
-};
-
 // Blocks that run together.
 struct Cluster {
     // The first of `all_blocks`, which outlive a launch.
@@ -109,7 +103,6 @@ struct Cluster {
     // Threads that wait for the others in cluster_sync, and how often all of them have met.
     size_t arrived = 0;
     uint64_t meetings = 0;
-    std::vector<RemoteStore> stores;
 };
 
 // The cluster and the block that this host thread runs, and the index of the running fiber. They exist while
@@ -133,8 +126,6 @@ void begin_async();
 // Starts or completes at most one operation; `stuck` says that no thread can go on. Returns whether it
 // did.
 bool advance_async(bool stuck, bool late);
-// Completes the stores of blocks in others when all threads of the cluster have met.
-void land_stores();
 // Checks that a block has left nothing behind.
 void end_async();
 // Whether a fiber that waits for a group, a barrier or products can go on.

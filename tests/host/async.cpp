@@ -291,15 +291,16 @@ constexpr Case cases[] = {
     CLUSTER(copy_before_wait, "a copy before wait_for_earlier"),
     CLUSTER(no_wait_of_a_warp, "a thread ended without wait_for_earlier"),
     EXCHANGE(none, "right"),
-    EXCHANGE(no_sync_before, "a store in another block before the first cluster_sync"),
-    EXCHANGE(no_sync_after, "a block ended without a cluster_sync after another block's access"),
-    EXCHANGE(no_sync_at_all, "a store in another block before the first cluster_sync"),
-    EXCHANGE(sync_of_the_block, "NaN"),
-    EXCHANGE(same_memory_again, "NaN"),
-    EXCHANGE(same_place, "a store to the place of a store in flight"),
-    EXCHANGE(write_in_flight, "a thread wrote to the place of another block's store in flight"),
+    EXCHANGE(no_sync_before, "a barrier "),
+    EXCHANGE(no_wait, " ended"),
+    EXCHANGE(late_wait, "NaN"),
+    EXCHANGE(same_place, "a copy into the target of a copy in flight"),
+    EXCHANGE(write_in_flight, "a thread wrote to the target of a copy in flight"),
+    EXCHANGE(fewer_bytes, " bytes"),
+    EXCHANGE(more_bytes, "lacks 0 of 1 arrivals and 4 bytes"),
     EXCHANGE(to_no_block, "a store in a block that the cluster does not have"),
     EXCHANGE(outside, "an access to another block outside of dynamic shared memory"),
+    EXCHANGE(other_barrier, "a barrier that was not initialised"),
 };
 
 // Runs a case in a process of its own and returns what it writes.

@@ -1,5 +1,5 @@
 // A kernel for tests of the emulator (async.cpp): the blocks of a cluster store floats in each other's shared
-// memory and add them up, with faults that a test chooses.
+// memory, wait for them and add them up, with faults that a test chooses.
 #pragma once
 
 #include <string>
@@ -13,14 +13,15 @@ constexpr uint32_t BLOCKS = 4;
 enum class ExchangeFault {
     none,
     no_sync_before,
-    no_sync_after,
-    no_sync_at_all,
-    sync_of_the_block,
-    same_memory_again,
+    no_wait,
+    late_wait,
     same_place,
     write_in_flight,
+    fewer_bytes,
+    more_bytes,
     to_no_block,
     outside,
+    other_barrier,
 };
 
 struct ExchangeParams {
@@ -29,36 +30,41 @@ struct ExchangeParams {
     ExchangeFault fault;
 };
 
-// In each of three turns every block stores a number in every block; turns use two places in turn.
+// In each of three turns every block stores a number in every block, in memory of that turn.
 void exchanged_sum(const void* params) {
     SHARED float elsewhere[BLOCKS];
+    SHARED uint64_t other_barrier;
     const auto& p = *static_cast<const ExchangeParams*>(params);
     const auto has = [&](ExchangeFault fault) { return p.fault == fault; };
-    auto* places = reinterpret_cast<float*>(shared_memory());
+    auto* barriers = reinterpret_cast<uint64_t*>(shared_memory());
+    auto* places = reinterpret_cast<float*>(barriers + 3);
     const uint32_t rank = cluster_rank();
     float sum = 0.0f;
     wait_for_earlier();
-    if (has(ExchangeFault::no_sync_before) || has(ExchangeFault::no_sync_at_all)) {
+    if (threadIdx.x == 0) {
+        for (uint32_t turn = 0; turn < 3; ++turn) barrier_init(&barriers[turn], 1);
+        barrier_init_fence();
+    }
+    if (has(ExchangeFault::no_sync_before)) {
         __syncthreads();
     } else {
-        cluster_sync();
+        cluster_begin();
     }
     for (uint32_t turn = 0; turn < 3; ++turn) {
-        float* place = places + (has(ExchangeFault::same_memory_again) ? 0 : turn % 2 * BLOCKS);
+        float* place = places + turn * BLOCKS;
         const uint32_t at = has(ExchangeFault::same_place) ? 0 : rank;
         float* to = (has(ExchangeFault::outside) ? elsewhere : place) + at;
-        const uint32_t other = threadIdx.x + has(ExchangeFault::to_no_block);
-        if (threadIdx.x < BLOCKS) store_in_block(to, other, static_cast<float>(10 * turn + rank));
-        if (has(ExchangeFault::write_in_flight)) place[(rank + 1) % BLOCKS] = 1.0f;
-        if (turn == 2 && (has(ExchangeFault::sync_of_the_block) || has(ExchangeFault::no_sync_after))) {
-            __syncthreads();
-        } else {
-            cluster_sync();
-        }
+        uint64_t* done = has(ExchangeFault::other_barrier) ? &other_barrier : &barriers[turn];
+        const uint32_t block = threadIdx.x + has(ExchangeFault::to_no_block);
+        if (threadIdx.x < BLOCKS) store_in_block(to, done, block, static_cast<float>(10 * turn + rank));
+        if (has(ExchangeFault::write_in_flight)) place[rank] = 1.0f;
+        const uint32_t bytes = 4 * (BLOCKS - has(ExchangeFault::fewer_bytes) + has(ExchangeFault::more_bytes));
+        if (threadIdx.x == 0) barrier_expect(&barriers[turn], bytes);
+        const bool late = has(ExchangeFault::late_wait);
+        if (!late && !has(ExchangeFault::no_wait)) barrier_wait_for_blocks(&barriers[turn], 0);
         for (uint32_t i = 0; i < BLOCKS; ++i) sum += place[i];
+        if (late) barrier_wait_for_blocks(&barriers[turn], 0);
     }
-    // Without it, a block could end before the others have stored there.
-    if (has(ExchangeFault::sync_of_the_block)) cluster_sync();
     if (threadIdx.x == 0) p.sums[blockIdx.x] = sum;
 }
 
@@ -66,8 +72,9 @@ template <ExchangeFault fault>
 std::string exchanged(bool descending) {
     float sums[BLOCKS] = {};
     const ExchangeParams params{sums, fault};
+    const uint32_t shared = 3 * (8 + 4 * BLOCKS);
     const OctantLaunch launch{"exchanged_sum", exchanged_sum, &params,    {BLOCKS, 1, 1},
-                              64,              2 * BLOCKS * 4, descending, BLOCKS};
+                              64,              shared,        descending, BLOCKS};
     octant_launch(&launch);
     for (const float sum : sums) {
         if (std::isnan(sum)) return "NaN";

@@ -180,7 +180,7 @@ void packet_norm(uint32_t rank, uint32_t rows, uint32_t turn) {
     p.capacity = capacity;
     p.threads = packet_cols / 8;
     // A block has a slot for each of its threads.
-    launch("packet_norm", octant_packet_norm, p, 8 * EXCHANGED + 2 * 32 * 32, SLICES);
+    launch("packet_norm", octant_packet_norm, p, SliceExchange::BYTES + 2 * 32 * 32, SLICES);
 }
 
 void gather(uint32_t rank, uint32_t rows) {

@@ -94,7 +94,7 @@ Buffers by_cluster(const Case& one, uint32_t threads) {
     const uint32_t lanes = (threads / 32 + SLICES - 1) / SLICES * 32;
     const uint32_t rounds = (padded(one.cols) / 8 + threads - 1) / threads;
     const uint32_t block = lanes * std::min(rounds, SLICE_THREADS / lanes);
-    const uint32_t shared = 8 * EXCHANGED + (one.biased ? 3 : 2) * 32 * rounds * lanes;
+    const uint32_t shared = SliceExchange::BYTES + (one.biased ? 3 : 2) * 32 * rounds * lanes;
     const OctantLaunch launch{"packet_norm", octant_packet_norm, &p,     {2 * SLICES, 1, 1},
                               block,         shared,             one.descending, SLICES};
     octant_launch(&launch);

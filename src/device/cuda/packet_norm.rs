@@ -72,8 +72,9 @@ impl Peers {
 
 /// Threads of the largest block: `SLICE_THREADS` of `kernels/row_slices.cuh`.
 const SLICE_THREADS: u32 = 640;
-/// Bytes that the blocks of a cluster exchange results in: two times `EXCHANGED` floats.
-const EXCHANGE_BYTES: usize = 2 * 4 * ROW_SLICES * SLICE_THREADS as usize / 32;
+/// Bytes of shared memory in which the blocks of a cluster exchange results: `SliceExchange::BYTES` of
+/// `kernels/row_slices.cuh`.
+const EXCHANGE_BYTES: usize = 1984;
 /// Elements of a slot.
 const SLOT: usize = 8;
 
