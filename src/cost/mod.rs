@@ -233,8 +233,8 @@ impl CostModel {
 
     /// Seconds that the two norms of a layer take less if a cluster of blocks computes a row.
     /// `layer_overhead` counts that the parts of all ranks come to one multiprocessor; a block of a cluster
-    /// reads its slice of them. Its passes over shared memory are shorter by more than the exchange of sums
-    /// takes (`kernels/README.md`), which is not counted.
+    /// reads its slice of them. Shorter passes over shared memory and exchanges between blocks are taken as
+    /// equal (`kernels/README.md`).
     fn sliced_seconds(&self) -> f64 {
         let Hardware { l2, layer_overhead, .. } = self.hardware;
         let hidden = self.share.hidden;
