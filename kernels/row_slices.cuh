@@ -61,10 +61,10 @@ enum class Result : uint32_t { sum, squares, largest };
 constexpr uint32_t RESULTS = 3;
 
 // Exchanges results of warps between the blocks of a cluster. A warp stores its result in every block and
-// completes bytes of that block's barrier, on which all threads wait, so no thread waits for its other writes.
+// completes bytes of that block's barrier, where all threads wait. So none waits for its other writes.
 //
 // Consecutive rows use different memory. A block that stores a result of the next row but one has the squares
-// of the next row from every block, and these sent them after all of their threads had ended this row.
+// of the next row from every block, which sent them after all of its threads had ended this row.
 struct SliceExchange {
     // [2][RESULTS][EXCHANGED] results and [2][RESULTS] barriers, at the same places in each block.
     float* results;

@@ -126,9 +126,9 @@ DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
         : "memory");
 }
 
-// Starts a store of a float in the shared memory of the block `rank` of the cluster, at the same place as `to`
-// in this one's, that completes 4 bytes of that block's barrier. It may end after this block does, but not
-// after that one.
+// Starts a store of a float in the shared memory of the block `rank` of the cluster, at the same place as
+// `to` in this one's, that completes 4 bytes of that block's barrier. It may end after this block does, but
+// not after that one.
 DEVICE void store_in_block(float* to, uint64_t* barrier, uint32_t rank, float x) {
     asm volatile(
         "{\n"

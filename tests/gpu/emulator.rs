@@ -1,5 +1,5 @@
-//! Tests of the emulator of asynchronous operations and of clusters, in programs of their own. One is the probe
-//! of a GPU (`benches/gpu/probe.cu`), of which the emulator runs the checks.
+//! Tests of the emulator of asynchronous operations and of clusters, in programs of their own. One is the
+//! probe of a GPU (`benches/gpu/probe.cu`), of which the emulator runs the checks.
 
 use std::path::Path;
 use std::process::Command;

@@ -58,8 +58,8 @@ void exchanged_sum(const void* params) {
         const uint32_t block = threadIdx.x + has(ExchangeFault::to_no_block);
         if (threadIdx.x < BLOCKS) store_in_block(to, done, block, static_cast<float>(10 * turn + rank));
         if (has(ExchangeFault::write_in_flight)) place[rank] = 1.0f;
-        const uint32_t bytes = 4 * (BLOCKS - has(ExchangeFault::fewer_bytes) + has(ExchangeFault::more_bytes));
-        if (threadIdx.x == 0) barrier_expect(&barriers[turn], bytes);
+        const uint32_t count = BLOCKS - has(ExchangeFault::fewer_bytes) + has(ExchangeFault::more_bytes);
+        if (threadIdx.x == 0) barrier_expect(&barriers[turn], 4 * count);
         const bool late = has(ExchangeFault::late_wait);
         if (!late && !has(ExchangeFault::no_wait)) barrier_wait_for_blocks(&barriers[turn], 0);
         for (uint32_t i = 0; i < BLOCKS; ++i) sum += place[i];
