@@ -100,12 +100,6 @@ struct Exchange {
     }
 };
 
-// This block's slice of rows, with memory for them from `at` on.
-DEVICE RowSlice slice_of(const PacketNormParams& p, float* at) {
-    const uint32_t lanes = (p.threads / 32 + SLICES - 1) / SLICES * 32;
-    return {{at, p.cols}, p.threads, lanes, cluster_rank() * lanes};
-}
-
 // A block that misses a packet takes part in what its cluster computes of the rows, for the others to end.
 KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
     Mailbox* own = p.peers.mailboxes[p.peers.rank];
@@ -113,7 +107,8 @@ KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
     const uint32_t first = blockIdx.x / SLICES, step = gridDim.x / SLICES;
     const Exchange exchange = {p, own->set};
     SliceExchange results = SliceExchange::in(shared_memory());
-    const RowSlice slice = slice_of(p, reinterpret_cast<float*>(shared_memory() + SliceExchange::BYTES));
+    auto* memory = reinterpret_cast<float*>(shared_memory() + SliceExchange::BYTES);
+    const RowSlice slice = RowSlice::of(memory, p.cols, p.threads);
     const SharedRow& row = slice.slots;
     bool begun = load_acquire(&own->failed) == 0;
     for (uint32_t index = first; begun && index < p.rows; index += step) {
@@ -122,8 +117,7 @@ KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
     }
     results.init();
     // They arrive while the ranks wait for one another.
-    const NormWeights norm =
-        copied({p.weight, p.bias, p.layer_norm, p.eps}, slice, row.values + 8 * slice.count());
+    const NormWeights norm = copied({p.weight, p.bias, p.layer_norm, p.eps}, slice, memory + slice.floats());
     exchange.empty(own->exchanged);
     // Every block of the cluster has started. On the host a waiting thread blocks the other threads of its
     // cluster, so that all send first.

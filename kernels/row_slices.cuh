@@ -18,24 +18,29 @@ constexpr uint32_t SLICE_THREADS = 640;
 // Results of warps that blocks exchange at a time.
 constexpr uint32_t EXCHANGED = SLICES * SLICE_THREADS / 32;
 
-// A block's slice of a row, in slots of eight elements. A thread accesses the slots of its index modulo the
-// block's size; other threads may do so before and after a barrier.
+// A block's slice of a row, in slots of eight elements: `rounds` times `lanes`. A thread accesses the slots
+// of its index modulo the block's size; other threads may do so before and after a barrier.
 struct RowSlice {
     // The slots; `cols` are the row's.
     SharedRow slots;
     // Threads of a block that would compute the row alone, how many of them this one stands for, and the
     // first of those.
     uint32_t threads, lanes, first;
+    uint32_t rounds;
+    // This thread's place in a round, its first round, and the number of rounds to the next. The block's size
+    // is a multiple of `lanes`.
+    uint32_t lane, round, step;
 
-    // The row's group of a slot.
-    DEVICE_MEMBER uint32_t group_of(uint32_t slot) const {
-        return slot / lanes * threads + first + slot % lanes;
+    // The slice of a row of `cols` elements that this block has, with memory for it from `at` on.
+    static DEVICE_MEMBER RowSlice of(float* at, uint32_t cols, uint32_t threads) {
+        const uint32_t lanes = (threads / 32 + SLICES - 1) / SLICES * 32;
+        const uint32_t rounds = (padded(cols) / 8 + threads - 1) / threads;
+        return {{at, cols}, threads, lanes, cluster_rank() * lanes, rounds, threadIdx.x % lanes,
+                threadIdx.x / lanes, blockDim.x / lanes};
     }
 
-    // The number of slots, with those of the padding.
-    DEVICE_MEMBER uint32_t count() const {
-        return (padded(slots.cols) / 8 + threads - 1) / threads * lanes;
-    }
+    // The floats of all slots.
+    DEVICE_MEMBER uint32_t floats() const { return 8 * rounds * lanes; }
 
     // Whether this thread adds up groups.
     DEVICE_MEMBER bool adds() const { return threadIdx.x < lanes && first + threadIdx.x < threads; }
@@ -43,16 +48,20 @@ struct RowSlice {
     // Calls `function` with each of this thread's slots and its group, of the row's first `groups`.
     template <typename Function>
     DEVICE_MEMBER void each(uint32_t groups, Function function) const {
-        for (uint32_t slot = threadIdx.x; slot < count(); slot += blockDim.x) {
-            const uint32_t group = group_of(slot);
-            if (first + slot % lanes < threads && group < groups) function(slot, group);
+        if (first + lane >= threads) return;
+        for (uint32_t at = round; at < rounds; at += step) {
+            const uint32_t group = at * threads + first + lane;
+            if (group < groups) function(at * lanes + lane, group);
         }
     }
 
     // Calls `function` with each slot that this thread adds up, in order.
     template <typename Function>
     DEVICE_MEMBER void each_added(Function function) const {
-        for (uint32_t slot = threadIdx.x; group_of(slot) < slots.cols / 8; slot += lanes) function(slot);
+        uint32_t slot = threadIdx.x;
+        for (uint32_t group = first + threadIdx.x; group < slots.cols / 8; group += threads, slot += lanes) {
+            function(slot);
+        }
     }
 };
 
@@ -127,7 +136,7 @@ struct SliceExchange {
 // Copies the weights and biases of a slice to shared memory, from `to` on, in its slots. Each thread copies
 // those that it uses.
 DEVICE NormWeights copied(const NormWeights& norm, const RowSlice& slice, float* to) {
-    float* biases = norm.bias == nullptr ? nullptr : to + 8 * slice.count();
+    float* biases = norm.bias == nullptr ? nullptr : to + slice.floats();
     slice.each(slice.slots.cols / 8, [&](uint32_t slot, uint32_t group) {
         store_eight(to, slot, eight_at(norm.weight, false, group));
         if (biases != nullptr) store_eight(biases, slot, eight_at(norm.bias, false, group));
