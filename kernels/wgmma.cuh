@@ -93,6 +93,15 @@ DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t by
         : "memory");
 }
 
+// Starts to read global memory to L2. The address and `bytes` are multiples of 16. Weights may be read so
+// before `wait_for_earlier`.
+DEVICE void bulk_read_to_l2(const void* global_from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+                 :
+                 : "l"(__cvta_generic_to_global(global_from)), "r"(bytes)
+                 : "memory");
+}
+
 // The number of this block in its cluster.
 DEVICE uint32_t cluster_rank() {
     uint32_t out;

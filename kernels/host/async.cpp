@@ -337,6 +337,16 @@ void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, ui
     start_copy(*block, {to, from, bytes, index});
 }
 
+// Checks that the memory exists, where a sanitizer knows it.
+void bulk_read_to_l2(const void* global_from, uint32_t bytes) {
+    const auto* from = static_cast<const unsigned char*>(global_from);
+    if ((reinterpret_cast<uintptr_t>(from) | bytes) % 16 != 0 || bytes == 0) {
+        host::die("a read to L2 that is not of whole, aligned pieces of 16 bytes");
+    }
+    std::vector<unsigned char> read(bytes);
+    std::memcpy(read.data(), from, bytes);
+}
+
 void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
                   uint64_t* word) {
     using namespace host;

@@ -69,6 +69,7 @@ void barrier_expect(uint64_t* barrier, uint32_t bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
 void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
+void bulk_read_to_l2(const void* global_from, uint32_t bytes);
 uint32_t cluster_rank();
 void cluster_sync();
 void barrier_arrive_at(uint64_t* barrier, uint32_t rank);
