@@ -21,7 +21,7 @@ pub use time::StepTime;
 
 use crate::device::product_tiles::PARTS;
 use crate::device::{KvDtype, PACKET_ROWS, ROW_SLICES};
-use crate::model::{HeadDtype, LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
+use crate::model::{HEAD_ROWS, HeadDtype, LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
 
 /// A row's contribution to the cost of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,7 +166,8 @@ impl CostModel {
                 product.time(count, share.layers, hardware, library)
             })
             .sum();
-        let of_head = |limit| hardware.share(Kernel::Linear, limit, LOGIT_ROWS);
+        let head_rows = if self.ranks > 1 { HEAD_ROWS } else { LOGIT_ROWS };
+        let of_head = |limit| hardware.share(Kernel::Linear, limit, (logits as usize).min(head_rows));
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
         let attention_rate = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
         let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
@@ -176,7 +177,7 @@ impl CostModel {
             staging: linear.staging,
             products: linear.products,
             cuts: linear.cuts(),
-            head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * self.head_element
+            head_weights: (logits / head_rows as f64).ceil() * head * self.head_element
                 / (hardware.read * of_head(Limit::Memory)),
             head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
             kv: layers * attention.reading(self.kv_element, kv_rate),

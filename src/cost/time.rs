@@ -17,7 +17,8 @@ pub struct StepTime {
     /// Time of products beyond the longest of these three: parts of unequal size, sums of tiles that are
     /// cut between blocks, launches, and launches that another of the three limits.
     pub cuts: f64,
-    /// Reading the LM head, which is BF16 or E4M3, once per 64 rows of logits.
+    /// Reading the LM head, which is BF16 or E4M3, once per 256 rows of logits if ranks share it, else once
+    /// per 64.
     pub head_weights: f64,
     /// Multiplying by the LM head, at half of `products`, since its inputs are BF16.
     pub head_products: f64,

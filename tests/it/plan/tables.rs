@@ -125,9 +125,9 @@ const FLOORS: [Floors; 6] = [
 ];
 
 /// Counts the LM head like the tables: read once, with FP8 products, as part of the layers.
-fn with_the_head(time: StepTime, batch: usize) -> StepTime {
+fn with_the_head(time: StepTime) -> StepTime {
     StepTime {
-        weights: time.weights + time.head_weights / batch.div_ceil(64) as f64,
+        weights: time.weights + time.head_weights,
         products: time.products + time.head_products / 2.0,
         head_weights: 0.0,
         head_products: 0.0,
@@ -144,7 +144,7 @@ fn floors_of_decode_steps() {
         let models = models.map(|(kv, read)| cost(kv, bare(read, 1.4e15)));
         for (context, floors) in [1024, 2048, 4096].into_iter().zip(contexts) {
             for (model, ms) in models.iter().zip(floors) {
-                let time = with_the_head(decode(model, batch, context), batch);
+                let time = with_the_head(decode(model, batch, context));
                 printed(&format!("{batch} × {context}"), (time.weights + time.kv) * 1e3, ms, 0.01);
                 // The smallest kernel variant multiplies 8 rows.
                 let products = time.products * batch as f64 / batch.max(8) as f64;
@@ -182,7 +182,7 @@ fn floors_of_decode_steps_with_communication() {
     ];
     let (floor, ours) = (cost(KvDtype::Fp8, bare(3.0e12, 1.4e15)), cost(KvDtype::Fp8, h100()));
     for (batch, reduce_ms, step_ms, per_second, unit) in table {
-        let time = with_the_head(decode(&floor, batch, 2048), batch);
+        let time = with_the_head(decode(&floor, batch, 2048));
         // The published floors have no arithmetic of attention. Ours exceeds its reads where rows are few,
         // since it multiplies whole splits.
         let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, attention: 0.0, ..time }.total();

@@ -213,12 +213,12 @@ fn norms_of_few_rows_read_a_slice_of_the_parts() {
 }
 
 #[test]
-fn the_head_is_read_once_per_64_rows_of_logits() {
+fn the_head_is_read_once_per_256_rows_of_logits() {
     let cost = cost(KvDtype::Fp8, h100());
-    let head = |logits| cost.step([RowShape { tokens: 128, position: 0, logits }]).head_weights;
+    let head = |logits| cost.step([RowShape { tokens: 512, position: 0, logits }]).head_weights;
     assert_eq!(head(0), 0.0);
-    assert!(head(1) > 0.0 && head(1) == head(64));
-    assert_eq!(head(65), 2.0 * head(64));
+    assert!(head(1) > 0.0 && head(1) == head(32) && head(33) == head(256));
+    assert_eq!(head(257), 2.0 * head(256));
     assert_eq!(cost.step([]), StepTime::default());
 }
 
