@@ -9,6 +9,7 @@ pub const HANG_GUARD: Duration = Duration::from_secs(60);
 
 mod blocks;
 mod command_line;
+mod compiled;
 mod config;
 mod demo_reward;
 mod dev;
