@@ -50,7 +50,7 @@ fn run(command: &mut Command) -> Output {
     output
 }
 
-/// What nvcc made of a file.
+/// A compiled file.
 struct Compiled {
     cubin: PathBuf,
     kernels: Vec<Kernel>,

@@ -1,5 +1,5 @@
-//! What nvcc made of each kernel: registers, shared memory, and instructions that matter. `build.rs` compares
-//! this with the committed table, `compiled.txt`, and `tests/it/compiled.rs` tests this file.
+//! Compiled kernels: their registers, shared memory, and instructions that matter. `build.rs` compares these
+//! with the committed table, `compiled.txt`, and `tests/it/compiled.rs` tests this file.
 //!
 //! The counts of instructions come from the cubin itself, so that no disassembler is needed.
 //! `scripts/sass_counts.py` compares the encodings below with nvdisasm.
@@ -40,7 +40,7 @@ const HEADING: &str = "\
 # has other products. If the change is meant, copy compiled.txt of the build's output folder over this file.
 ";
 
-/// What a kernel takes of a multiprocessor, and its instructions that matter.
+/// A compiled kernel: what it takes of a multiprocessor, and its instructions that matter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Kernel {
     pub(crate) name: String,

@@ -1,5 +1,5 @@
-//! The comparison of compiled kernels with their committed table, which the build does: cubins made here, with
-//! instructions that nvcc has emitted.
+//! The comparison of compiled kernels with their committed table, which the build does. Cubins are made here,
+//! with instructions that nvcc has emitted.
 
 #[path = "../../kernels/compiled.rs"]
 mod table;
@@ -70,7 +70,7 @@ fn cubin(sections: &[Section]) -> Vec<u8> {
     elf
 }
 
-/// What `ptxas -v` writes of a kernel.
+/// The lines that `ptxas -v` writes about a kernel.
 fn log_of(name: &str, used: &str) -> String {
     format!(
         "ptxas info    : Compiling entry function '{name}' for 'sm_90a'\n\
@@ -209,8 +209,9 @@ fn a_row_of_another_form_is_named() {
     }
 }
 
-/// A launch may have 220 KiB of dynamic shared memory (`src/device/cuda/driver.rs`) of the 227 that a block can
-/// have. The kernels that multiply have products of a warpgroup and spill no register; the others have none.
+/// A launch may have 220 KiB of dynamic shared memory (`src/device/cuda/driver.rs`) of the 227 that a block
+/// can have. The kernels that multiply have products of a warpgroup and spill no register; the others have no
+/// products.
 #[test]
 fn the_committed_table_leaves_room_for_dynamic_shared_memory_and_has_all_products() {
     let table = Table::parse(include_str!("../../kernels/compiled.txt")).unwrap();
