@@ -23,6 +23,7 @@ mod grammar;
 mod http;
 mod https;
 mod hub;
+mod kernel_table;
 mod load;
 mod log;
 mod machine;
