@@ -29,13 +29,14 @@ pub struct StepTime {
     pub attention: f64,
     /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,
-    /// 2 L + 1 sums between ranks, by the all-reduce table: without what products send while they run and
-    /// without the time in which the products after them already read weights, and with reading the sent
-    /// parts from L2.
+    /// 2 L + 1 sums between ranks, by the all-reduce table: without what products send while they run,
+    /// without the time that the products after them save by reading weights meanwhile, and with reading the
+    /// sent parts from L2.
     pub reduce: f64,
     /// Gathering logits from all ranks.
     pub gather: f64,
-    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`.
+    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`, less what norms of few rows
+    /// save because several multiprocessors compute a row.
     pub overhead: f64,
 }
 

@@ -29,7 +29,7 @@ pub use error::{DeviceError, PEER};
 pub use floats::{FloatType, Floats, Message, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
-pub(crate) use layout::{PACKET_ROWS, SPLIT_BLOCKS};
+pub(crate) use layout::{PACKET_ROWS, ROW_SLICES, SPLIT_BLOCKS};
 pub use random_weights::{MakeRandomMatrix, RandomWeights, upload_random};
 pub use sample_row::{SHORTLIST, SampleRow};
 
