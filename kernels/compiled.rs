@@ -107,7 +107,7 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{HEADING}compiler {}\n", self.compiler)?;
+        writeln!(f, "{HEADING}compiler {}", self.compiler)?;
         self.kernels.iter().try_for_each(|kernel| writeln!(f, "{kernel}"))
     }
 }
