@@ -27,12 +27,15 @@ DEVICE float squared_relu(float x) {
 
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
-KERNEL(activation, ActivationParams, ROW_THREADS) {
-    // Groups of eight that a thread loads at a time.
-    constexpr uint32_t LOADS = 3;
-    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+// Computes a row before it is quantised, and returns the largest magnitude of the thread's elements. GATED:
+// inputs are the gate and the values that it multiplies, otherwise the values alone.
+template <bool GATED>
+DEVICE float activate(const ActivationParams& p, const SharedRow& row) {
+    // Groups of eight that a thread loads at a time: as many as leave registers for two blocks of 512
+    // threads on a multiprocessor, 64 for each thread.
+    constexpr uint32_t LOADS = GATED ? 2 : 3;
     const uint32_t groups = p.cols / 8;
-    const size_t start = static_cast<size_t>(blockIdx.x) * groups * (p.gated ? 2 : 1);
+    const size_t start = static_cast<size_t>(blockIdx.x) * groups * (GATED ? 2 : 1);
     float amax = 0.0f;
     for (uint32_t first = threadIdx.x; first < groups; first += LOADS * blockDim.x) {
         Eight inputs[LOADS], ups[LOADS];
@@ -41,14 +44,14 @@ KERNEL(activation, ActivationParams, ROW_THREADS) {
             const uint32_t i = first + load * blockDim.x;
             if (i >= groups) continue;
             inputs[load] = eight_at(p.h, p.bf16, start + i);
-            if (p.gated) ups[load] = eight_at(p.h, p.bf16, start + groups + i);
+            if (GATED) ups[load] = eight_at(p.h, p.bf16, start + groups + i);
         }
 #pragma unroll
         for (uint32_t load = 0; load < LOADS; ++load) {
             const uint32_t i = first + load * blockDim.x;
             if (i >= groups) continue;
             Eight x = inputs[load];
-            if (p.gated) {
+            if (GATED) {
                 float up[8];
                 ups[load].each([&](uint32_t at, float& x) { up[at] = x; });
                 x.each([&](uint32_t at, float& x) { x = silu(x) * up[at]; });
@@ -59,5 +62,10 @@ KERNEL(activation, ActivationParams, ROW_THREADS) {
             amax = amax_of(x, amax);
         }
     }
-    store_row(row, amax, p.out, blockIdx.x);
+    return amax;
+}
+
+KERNEL(activation, ActivationParams, ROW_THREADS) {
+    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
+    store_row(row, p.gated ? activate<true>(p, row) : activate<false>(p, row), p.out, blockIdx.x);
 }

@@ -5,21 +5,17 @@
 //! The script looks for nvcc in `CUDA_HOME`, in `PATH`, and in `.cuda`, where `scripts/cuda_toolkit.py`
 //! installs it.
 
+mod compiled;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::{env, fs, thread};
 
-/// Prefixes of the kernels that must not spill registers to memory.
-const HOT: [&str; 7] = [
-    "octant_linear",
-    "octant_packet",
-    "octant_attention",
-    "octant_norm",
-    "octant_activation",
-    "octant_reduce",
-    "octant_gather",
-];
+use compiled::{Kernel, Table};
+
+/// The committed table of what the kernels take and have.
+const TABLE: &str = "kernels/compiled.txt";
 
 fn main() {
     println!("cargo:rerun-if-changed=kernels");
@@ -32,10 +28,6 @@ fn main() {
         host_library(&out);
     }
 }
-
-/// Notes of ptxas that the build does not accept: it ignores `setmaxnreg`, or serialises the products of a
-/// warpgroup.
-const SLOW: [&str; 2] = ["(C7508)", "(C7510)"];
 
 /// The files of a folder with this extension, sorted.
 fn sources(folder: &str, extension: &str) -> Vec<PathBuf> {
@@ -51,16 +43,21 @@ fn stem(path: &Path) -> String {
     path.file_stem().expect("a file has a name").to_string_lossy().into_owned()
 }
 
-/// Runs a command and returns its standard error. If the command fails, the build fails and prints that
-/// output.
-fn run(command: &mut Command) -> String {
+/// Runs a command. If it fails, the build fails and prints its standard error.
+fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap_or_else(|e| panic!("{command:?} cannot be started: {e}"));
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{command:?} failed:\n{text}");
-    text
+    assert!(output.status.success(), "{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr));
+    output
 }
 
-/// Writes a cubin per file, and `cubins.rs`, a table of the cubins with the names of their kernels.
+/// A compiled file.
+struct Compiled {
+    cubin: PathBuf,
+    kernels: Vec<Kernel>,
+}
+
+/// Writes a cubin per file, and `cubins.rs`, a table of the cubins with the names of their kernels. The build
+/// fails on the notes of ptxas that `compiled.rs` names, and if a kernel differs from its row in `TABLE`.
 fn cubins(out: &Path) {
     let nvcc = nvcc();
     let compile = |source: PathBuf| {
@@ -68,38 +65,56 @@ fn cubins(out: &Path) {
         thread::spawn(move || {
             let mut command = Command::new(nvcc);
             command.args(["-arch=sm_90a", "-std=c++20", "-O3", "-lineinfo", "-cubin", "-Xptxas", "-v", "-o"]);
-            let log = run(command.arg(&cubin).arg(&source));
-            let names = entries(&source, &log);
-            format!("    (include_bytes!({cubin:?}), &{names:?}),\n")
+            let log = run(command.arg(&cubin).arg(&source)).stderr;
+            let code = fs::read(&cubin).expect("nvcc has written a cubin");
+            let kernels = compiled::kernels(&String::from_utf8_lossy(&log), &code);
+            Compiled { cubin, kernels: kernels.unwrap_or_else(|e| panic!("{}: {e}", source.display())) }
         })
     };
     let threads: Vec<_> = sources("kernels", "cu").into_iter().map(compile).collect();
-    let rows: String = threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
+    let files: Vec<Compiled> = threads.into_iter().map(|t| t.join().expect("a compilation failed")).collect();
+    let rows: String = files.iter().map(row_of).collect();
     let table = format!(
         "/// Cubins and the names of their kernels.\npub const CUBINS: &[(&[u8], &[&str])] = &[\n{rows}];\n"
     );
     fs::write(out.join("cubins.rs"), table).expect("OUT_DIR can be written");
+    let kernels = files.into_iter().flat_map(|file| file.kernels).collect();
+    compare(&Table { compiler: version(&nvcc), kernels }, out);
 }
 
-/// Returns the kernels that ptxas names in `log`. The build fails if a kernel with a prefix of `HOT` spills
-/// registers, and on the notes of `SLOW`.
-fn entries(source: &Path, log: &str) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for line in log.lines() {
-        if let Some(rest) = line.split("Compiling entry function '").nth(1) {
-            names.push(rest.split('\'').next().unwrap_or_default().to_owned());
-        }
-        let slow = SLOW.iter().any(|code| line.contains(code));
-        assert!(!slow, "{}: {}", source.display(), line.trim());
-        let spills =
-            line.contains("spill stores") && !line.contains(" 0 bytes spill stores, 0 bytes spill loads");
-        if let (true, Some(name)) = (spills, names.last()) {
-            let hot = HOT.iter().any(|hot| name.starts_with(hot));
-            assert!(!hot, "{}: {name} spills registers: {}", source.display(), line.trim());
+/// A file's row in `cubins.rs`.
+fn row_of(file: &Compiled) -> String {
+    let names: Vec<String> = file.kernels.iter().map(Kernel::symbol).collect();
+    format!("    (include_bytes!({:?}), &{names:?}),\n", file.cubin)
+}
+
+/// Writes `compiled.txt`, the table of what was compiled, and compares it with the committed one.
+fn compare(found: &Table, out: &Path) {
+    let copy = out.join("compiled.txt");
+    fs::write(&copy, found.to_string()).expect("OUT_DIR can be written");
+    let committed = fs::read_to_string(TABLE).unwrap_or_else(|e| panic!("{TABLE}: {e}"));
+    let committed = Table::parse(&committed).unwrap_or_else(|e| panic!("{TABLE}: {e}"));
+    let mut failures = String::new();
+    for problem in committed.problems(found) {
+        match problem.fails {
+            true => failures += &format!("\n{}", problem.text),
+            false => println!("cargo:warning={} (nvcc {})", problem.text, found.compiler),
         }
     }
-    assert!(!names.is_empty(), "{}: ptxas names no kernel:\n{log}", source.display());
-    names
+    let compilers = format!("made with nvcc {}, compiled with nvcc {}", committed.compiler, found.compiler);
+    assert!(
+        failures.is_empty(),
+        "kernels differ from {TABLE} ({compilers}):{failures}\n\
+         If the change is meant, copy {} over {TABLE}.",
+        copy.display()
+    );
+}
+
+/// The version of nvcc, such as 13.0.88.
+fn version(nvcc: &Path) -> String {
+    let text = String::from_utf8_lossy(&run(Command::new(nvcc).arg("--version")).stdout).into_owned();
+    let version = text.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
+    version.unwrap_or_else(|| panic!("{} --version has no version:\n{text}", nvcc.display())).to_owned()
 }
 
 fn nvcc() -> PathBuf {

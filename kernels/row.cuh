@@ -202,8 +202,16 @@ DEVICE void store_quantised(Eight x, float inverse, uint32_t kind, const RowAddr
 DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out, const RowAddress& to) {
     const float scale = out.kind == 1 ? scale_of(block_max(amax)) : out.static_scale;
     const float inverse = 1.0f / scale;
-    for (uint32_t i = threadIdx.x; i < padded(row.cols) / 8; i += blockDim.x) {
-        store_quantised(8 * i < row.cols ? row.load(i) : zeros(), inverse, out.kind, to, i);
+    const auto store = [&](uint32_t kind) {
+        for (uint32_t i = threadIdx.x; i < padded(row.cols) / 8; i += blockDim.x) {
+            store_quantised(8 * i < row.cols ? row.load(i) : zeros(), inverse, kind, to, i);
+        }
+    };
+    // A loop for each type of output, without branches on the type.
+    if (out.kind == 0) {
+        store(0);
+    } else {
+        store(1);
     }
     return scale;
 }

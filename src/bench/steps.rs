@@ -55,9 +55,8 @@ impl Steps {
     pub fn decode(&mut self, run: DecodeRun) -> anyhow::Result<Vec<f64>> {
         let DecodeRun { batch, context, warm_up, reps } = run;
         self.blocks_per_slot = (context + warm_up + reps).div_ceil(BLOCK_TOKENS);
-        for slot in 0..batch {
-            self.prefill(slot, 1)?;
-        }
+        let starts = (0..batch).map(|slot| self.start(slot, 1)).collect();
+        self.step(starts)?;
         let mut times = Vec::with_capacity(reps);
         for i in 0..warm_up + reps {
             let rows = (0..batch).map(|slot| self.row(slot, None, TokenSource::LastSampled, context + i));

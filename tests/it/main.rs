@@ -9,6 +9,7 @@ pub const HANG_GUARD: Duration = Duration::from_secs(60);
 
 mod blocks;
 mod command_line;
+mod compiled;
 mod config;
 mod demo_reward;
 mod dev;
@@ -22,6 +23,7 @@ mod grammar;
 mod http;
 mod https;
 mod hub;
+mod kernel_table;
 mod load;
 mod log;
 mod machine;

@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+"""A table with a row for every kernel of a step, from the log of the part `ncu` of benches/gpu/run.
+
+    python3 benches/gpu/kernel_table.py LOG --config models/nemotron-4-340b-instruct --tp 8 \\
+        --context 2048 [--hardware models/h100-80gb.toml] [--read BYTES_PER_SECOND]
+
+LOG has the CSV that Nsight Compute prints, among any other lines. Launches are divided into steps at each
+launch of `embed`; only steps that compute logits count, and of several steps of one kind and number of rows
+the last two, as in that part. A row of the table has the median time of a kernel's launches, its bytes and
+FLOP by the kernel's COST line at these shapes, the floor that follows from the GPU's rates, and how many
+times the floor the kernel takes. `--read` replaces the rate of memory of the GPU's file, by a measured one.
+"""
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PREFIX = "octant_"
+# Steps of one kind that count: the timed ones of the part.
+STEPS = 2
+# The products of a layer, in their order.
+PRODUCTS = ["linear QKV", "linear attention output", "linear MLP up", "linear MLP down"]
+# Positions of an item of attention.
+SPLIT = 256
+GPU = Path("models/h100-80gb.toml")
+
+TIMES = {"nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3}
+TIMES |= {"second": 1.0, "s": 1.0}
+SIZES = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+DURATION, READ = "gpu__time_duration.sum", "dram__bytes_read.sum"
+
+
+@dataclass
+class Launch:
+    """A launch of a kernel: its blocks along x, its time, and the bytes that it read from memory."""
+
+    kernel: str
+    blocks: int
+    seconds: float = 0.0
+    read: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """One rank's share of a model."""
+
+    hidden: int
+    q: int
+    kv: int
+    dim: int
+    ffn: int
+    gated: bool
+    vocab: int
+
+    @classmethod
+    def read(cls, folder: Path, tp: int) -> "Shapes":
+        """Reads config.json, for one of `tp` ranks."""
+        raw = json.loads((folder / "config.json").read_text())
+        heads = raw["num_attention_heads"]
+        return cls(
+            hidden=raw["hidden_size"],
+            q=heads // tp,
+            kv=max(raw.get("num_key_value_heads", heads) // tp, 1),
+            dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+            ffn=raw["intermediate_size"] // tp,
+            gated=raw.get("hidden_act") == "silu",
+            vocab=raw["vocab_size"] // tp,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kind of step: decode or prefill, its rows, rows with logits, and positions before its rows."""
+
+    prefill: bool
+    rows: int
+    logits: int
+    context: int
+
+    def pairs(self) -> int:
+        """Pairs of a row and a position that it attends to."""
+        return self.rows * (self.rows + 1) // 2 if self.prefill else self.rows * self.context
+
+    def entries(self) -> int:
+        """Sums of attention that are combined."""
+        return self.rows if self.prefill else self.rows * -(-self.context // SPLIT)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a launch must move and compute: bytes of memory, and FLOP of the rate that `kind` names."""
+
+    bytes: float
+    flop: float = 0.0
+    kind: str = "products"
+
+
+def linear(rows: int, out: int, inner: int, weight: int, result: int) -> Cost:
+    """linear.cu with weights and inputs of `weight` bytes per element, and outputs of `result`."""
+    scales = 4 * (out + rows) if weight == 1 else 0
+    moved = (out + rows) * inner * weight + rows * out * result + scales
+    # The rate of BF16 products is that of F16, which attention has.
+    return Cost(moved, 2.0 * rows * out * inner, "products" if weight == 1 else "attention")
+
+
+def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
+    """The COST lines of the kernels, in FP8 with an E4M3 cache and BF16 between kernels."""
+    rows, qkv, up = step.rows, (s.q + 2 * s.kv) * s.dim, s.ffn * (2 if s.gated else 1)
+    attended = 4.0 * s.dim * s.q * step.pairs()
+    # A prompt's keys and values are read once; the rows of a step of decode have one cache each.
+    cached = (rows if step.prefill else step.pairs()) * s.kv * 2 * s.dim
+    return {
+        "embed": Cost(rows * s.hidden * (4 + 2)),
+        "norm": Cost(rows * s.hidden * (4 + 2 + 4 + 1) + 8 * s.hidden),
+        "norm before the head": Cost(step.logits * s.hidden * (4 + head_bytes) + 8 * s.hidden),
+        "linear QKV": linear(rows, qkv, s.hidden, 1, 2),
+        "rope": Cost(rows * (qkv * 2 + s.q * s.dim * 4 + 2 * s.kv * s.dim)),
+        "attention_decode": Cost(cached, attended, "attention"),
+        "attention_prefill": Cost(cached, attended, "attention"),
+        "attention_combine": Cost(step.entries() * s.q * (s.dim + 2) * 4 + rows * s.q * s.dim),
+        "linear attention output": linear(rows, s.hidden, s.q * s.dim, 1, 2),
+        "linear MLP up": linear(rows, up, s.hidden, 1, 2),
+        "activation": Cost(rows * (2 * up + s.ffn)),
+        "linear MLP down": linear(rows, s.hidden, s.ffn, 1, 2),
+        "select": Cost(step.logits * s.hidden * 8),
+        "linear head": linear(step.logits, s.vocab, s.hidden, head_bytes, 4),
+        "sample": Cost(step.logits * s.vocab * 4),
+    }
+
+
+def launches(lines: Iterator[str]) -> list[Launch]:
+    """The launches of the CSV, in the order of their ids.
+
+    Raises ValueError if there is no CSV, or a value has an unknown unit.
+    """
+    quoted = [line for line in lines if line.startswith('"')]
+    start = next((i for i, line in enumerate(quoted) if line.startswith('"ID"')), None)
+    if start is None:
+        raise ValueError('no line begins with "ID": the log has no CSV of Nsight Compute')
+    found: dict[int, Launch] = {}
+    for row in csv.DictReader(quoted[start:]):
+        name, unit = row["Metric Name"], row["Metric Unit"]
+        if not row["Kernel Name"].startswith(PREFIX) or name not in (DURATION, READ):
+            continue
+        units = TIMES if name == DURATION else SIZES
+        if unit not in units:
+            raise ValueError(f"{name} has the unit {unit!r}; expected one of {', '.join(units)}")
+        kernel = row["Kernel Name"].removeprefix(PREFIX).split("(")[0]
+        blocks = re.search(r"\d+", row["Grid Size"])
+        launch = found.setdefault(int(row["ID"]), Launch(kernel, int(blocks[0]) if blocks else 0))
+        value = float(row["Metric Value"].replace(",", "")) * units[unit]
+        if name == DURATION:
+            launch.seconds = value
+        else:
+            launch.read = value
+    return [found[number] for number in sorted(found)]
+
+
+@dataclass
+class Timed:
+    """The launches of a step, and its kind."""
+
+    step: Step
+    head_bytes: int
+    launches: list[tuple[str, Launch]] = field(default_factory=list)
+
+
+def label(launch: Launch, products: int, after_select: bool) -> str:
+    """The kernel's name in the table. `products` counts those before it in the step."""
+    if launch.kernel.startswith("linear_"):
+        return "linear head" if after_select else PRODUCTS[products % len(PRODUCTS)]
+    if launch.kernel == "norm" and after_select:
+        return "norm before the head"
+    return re.sub(r"^(attention_\w+?)_(e4m3|bf16)_\d+$", r"\1", launch.kernel)
+
+
+def steps(all_launches: list[Launch], context: int) -> list[Timed]:
+    """The steps that compute logits."""
+    found = []
+    starts = [i for i, launch in enumerate(all_launches) if launch.kernel == "embed"]
+    for start, end in zip(starts, [*starts[1:], len(all_launches)]):
+        part = all_launches[start:end]
+        select = next((i for i, launch in enumerate(part) if launch.kernel == "select"), None)
+        if select is None:
+            continue
+        prefill = any(launch.kernel.startswith("attention_prefill") for launch in part)
+        head = next((launch for launch in part[select:] if launch.kernel.startswith("linear_")), None)
+        kind = Step(prefill, part[0].blocks, part[select].blocks, 0 if prefill else context)
+        timed = Timed(kind, 2 if head and head.kernel.startswith("linear_bf16") else 1)
+        products = 0
+        for i, launch in enumerate(part):
+            timed.launches.append((label(launch, products, i > select), launch))
+            products += launch.kernel.startswith("linear_")
+        found.append(timed)
+    return found
+
+
+def table(found: list[Timed], shapes: Shapes, rates: dict[str, float]) -> Iterator[str]:
+    """The lines of the table."""
+    yield "| step | kernel | launches | µs | MB | GFLOP | floor µs | times | MB read from memory |"
+    yield "|---|---|---|---|---|---|---|---|---|"
+    kinds = sorted({timed.step for timed in found}, key=lambda step: (step.prefill, step.rows))
+    for kind in kinds:
+        # Earlier steps of the kind are starts of sequences and warm-up.
+        last = [timed for timed in found if timed.step == kind][-STEPS:]
+        known = costs(shapes, kind, last[-1].head_bytes)
+        names = list(dict.fromkeys(name for timed in last for name, _ in timed.launches))
+        for name in names:
+            of_name = [launch for timed in last for other, launch in timed.launches if other == name]
+            seconds = statistics.median(launch.seconds for launch in of_name)
+            read = statistics.median(launch.read for launch in of_name)
+            step = f"{'prefill' if kind.prefill else 'decode'} {kind.rows}"
+            row = f"| {step} | {name} | {len(of_name) // len(last)} | {seconds * 1e6:.1f} |"
+            cost = known.get(name)
+            if cost is None:
+                yield f"{row} – | – | – | – | {read / 1e6:.2f} |"
+                continue
+            floor = max(cost.bytes / rates["read"], cost.flop / rates[cost.kind])
+            yield (
+                f"{row} {cost.bytes / 1e6:.2f} | {cost.flop / 1e9:.2f} | {floor * 1e6:.2f} | "
+                f"{seconds / floor:.2f} | {read / 1e6:.2f} |"
+            )
+
+
+def rates_of(path: Path) -> dict[str, float]:
+    """Bytes per second of memory, and FLOP per second of both kinds of products, from the file of a GPU.
+
+    Raises ValueError if the file lacks one.
+    """
+    rates = {}
+    for name in ("read", "products", "attention"):
+        found = re.search(rf"^{name} = (\S+)$", path.read_text(), re.MULTILINE)
+        if found is None:
+            raise ValueError(f"{path} has no line `{name} = ...`")
+        rates[name] = float(found[1])
+    return rates
+
+
+def main() -> None:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    parser.add_argument("log", type=Path, help="with the CSV of Nsight Compute")
+    parser.add_argument("--config", type=Path, required=True, help="folder of config.json")
+    parser.add_argument("--tp", type=int, required=True, help="ranks that share the model")
+    parser.add_argument("--context", type=int, required=True, help="positions before a row of decode")
+    parser.add_argument("--hardware", type=Path, default=GPU, help="file of the GPU's rates")
+    parser.add_argument("--read", type=float, help="bytes per second that the GPU reads")
+    o = parser.parse_args()
+    try:
+        rates = rates_of(o.hardware)
+        rates["read"] = o.read or rates["read"]
+        with o.log.open() as log:
+            found = steps(launches(log), o.context)
+    except ValueError as error:
+        sys.exit(str(error))
+    if not found:
+        sys.exit(f"{o.log}: no step with logits among the launches")
+    for line in table(found, Shapes.read(o.config, o.tp), rates):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
