@@ -38,7 +38,7 @@ pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
 
 /// A grammar of letters in pairs, for which token `i` is letter number `i` modulo 26. It has no end before
 /// all tokens are generated.
-fn pairs(vocab: usize) -> Arc<Grammar> {
+pub fn pairs(vocab: usize) -> Arc<Grammar> {
     let letter = |id: usize| vec![b'a' + (id % 26) as u8];
     let mut tokens: Vec<Vec<u8>> = (0..vocab).map(letter).collect();
     tokens[0] = b"<end>".to_vec();
