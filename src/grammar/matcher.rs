@@ -179,9 +179,9 @@ impl GrammarMatcher {
         masks.unwrap_or_default()
     }
 
-    /// The number of the first drafts from token `index` of the answer on that the grammar allows, without one
-    /// of the ids that end the answer. It takes much less work than the masks. Each index has one list of
-    /// drafts. All tokens before `index` must have been given to [`Self::accept`].
+    /// The number of the first drafts from token `index` of the answer on that the grammar allows, without
+    /// one of the ids that end the answer. It takes much less work than the masks. Each index has one list
+    /// of drafts. All tokens before `index` must have been given to [`Self::accept`].
     pub fn count_allowed(&self, index: usize, drafts: &[u32]) -> usize {
         let count = self.with_state(|state| {
             if let Some(count) = kept(&state.followed, index) {

@@ -144,13 +144,13 @@ impl SamplerSlots {
 
     /// The masks that a row samples by; `None` if it samples without a grammar.
     pub(super) fn mask_job(&self, row: &Row) -> Option<MaskJob> {
-        self.draft_mask_job(row, row.draft_tokens()).filter(|_| row.sample)
+        self.draft_mask_job(row, row.draft_tokens())
     }
 
-    /// The masks of a row with these drafts; `None` if it has no grammar.
+    /// The same with these drafts.
     pub(super) fn draft_mask_job(&self, row: &Row, drafts: &[u32]) -> Option<MaskJob> {
         let start = &self.get(row.slot).start;
-        start.grammar.as_ref().map(|_| MaskJob {
+        start.grammar.as_ref().filter(|_| row.sample).map(|_| MaskJob {
             start: Arc::clone(start),
             index: generated(row, start),
             drafts: drafts.to_vec(),

@@ -51,7 +51,7 @@ pub fn pairs(vocab: usize) -> Arc<Grammar> {
 const FORBIDDEN: [&[u32]; 4] = [&[3, 3], &[4, 5], &[5, 3, 4], &[7]];
 
 /// Rules that allow four tokens.
-fn few_tokens() -> Arc<Grammar> {
+pub fn few_tokens() -> Arc<Grammar> {
     let sequences = FORBIDDEN.iter().map(|ids| ids.to_vec()).collect();
     let rules = TokenRules::new(VOCAB, Some(&[3, 4, 5, 6, 7]), sequences);
     Arc::new(Grammar::with_rules(None, rules, VOCAB))
@@ -105,7 +105,12 @@ pub fn requests() -> Vec<Request> {
 
 /// Runs each request alone on its own engine, without prefix caching.
 pub fn alone(dir: &Path) -> Vec<Answer> {
-    requests()
+    alone_of(dir, requests())
+}
+
+/// The same with these requests.
+pub fn alone_of(dir: &Path, requests: Vec<Request>) -> Vec<Answer> {
+    requests
         .into_iter()
         .map(|request| {
             let (handle, _thread) = engine(dir, |config| config.prefix_caching = false, 1);
