@@ -34,6 +34,9 @@
 // Threads of the warpgroups that multiply, and of the one whose first warp copies.
 constexpr uint32_t CONSUMERS = 256;
 constexpr uint32_t PRODUCERS = 128;
+// Chunks of weights that a block reads to L2 while earlier kernels run, behind those that it copies to
+// stages. src/device/product_tiles.rs has the same number.
+constexpr uint32_t READ_AHEAD = 8;
 // The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
 constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
 
@@ -126,16 +129,30 @@ struct Linear {
         return min(N, (p.m - row + 7) / 8 * 8);
     }
 
-    // Starts to copy the weights of the part's first chunks, as many as there are stages, while earlier
-    // kernels run. Returns the number of chunks.
-    DEVICE_MEMBER uint32_t ask_for_weights(const Part& part) const {
-        const uint32_t count = min(STAGES, part.stop - part.chunk), rows = rows_of_inputs(0);
-        for (uint32_t stage = 0; stage < count; ++stage) {
-            barrier_expect(full(stage), (TILE + X_CHUNKS * rows) * CHUNK);
-            const uint8_t* w = p.w + static_cast<size_t>(part.chunk + stage) * (TILE * CHUNK);
-            bulk_copy_once(stage_at(stage), w, TILE * CHUNK, full(stage));
+    // Asks for the weights of the part's first chunks while earlier kernels run: copies as many as there are
+    // stages, and reads the next ones to L2. Returns the number of chunks that are copied.
+    DEVICE_MEMBER uint32_t ask_for_weights(Part part) const {
+        const uint32_t bytes = (TILE + X_CHUNKS * rows_of_inputs(0)) * CHUNK;
+        uint32_t asked = 0;
+        for (Segment segment; asked < STAGES + READ_AHEAD && part.next(segment);) {
+            const uint8_t* w = weights_of(segment);
+            const uint32_t end = asked + segment.end - segment.begin;
+            for (; asked < min(end, STAGES + READ_AHEAD); ++asked, w += TILE * CHUNK) {
+                if (asked >= STAGES) {
+                    bulk_read_to_l2(w, TILE * CHUNK);
+                } else {
+                    barrier_expect(full(asked), bytes);
+                    bulk_copy_once(stage_at(asked), w, TILE * CHUNK, full(asked));
+                }
+            }
         }
-        return count;
+        return min(asked, STAGES);
+    }
+
+    // The weights of a segment's first chunk.
+    DEVICE_MEMBER const uint8_t* weights_of(const Segment& segment) const {
+        const size_t at = static_cast<size_t>(segment.tile) * p.tiles.chunks + segment.begin;
+        return p.w + at * (TILE * CHUNK);
     }
 
     // Copies the chunks of a segment. Of the first `ahead` chunks the weights have been asked for.
@@ -146,8 +163,7 @@ struct Linear {
         const uint32_t count = WHOLE ? min(N / PAIR, rows - min(rows, first)) : rows;
         const bool exists = !WHOLE || segment.tile < p.tiles.outputs;
         const uint32_t expected = (exists ? TILE * CHUNK : 0) + X_CHUNKS * rows * CHUNK;
-        const size_t at = static_cast<size_t>(segment.tile) * p.tiles.chunks + segment.begin;
-        const uint8_t* w = p.w + at * (TILE * CHUNK);
+        const uint8_t* w = weights_of(segment);
         const size_t x_stride = static_cast<size_t>(p.x_rows) * CHUNK;
         const uint8_t* x = p.x + segment.begin * X_CHUNKS * x_stride;
         x += static_cast<size_t>(segment.row + first) * CHUNK;
@@ -366,7 +382,7 @@ struct Linear {
             const uint32_t row = rows + thread / 8, m = segment.row + row;
             if (row >= N || m >= p.m || n >= p.n) continue;
             const auto* from = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS);
-            store_outputs(outputs.at<uint16_t>(m) + n, n, from[thread % 8]);
+            store_outputs(outputs.at<uint16_t>(m), n, p.n, from[thread % 8]);
         }
     }
 
@@ -387,19 +403,6 @@ struct Linear {
             group_sync(2, 128);
         } else {
             group_sync(3, 128);
-        }
-    }
-
-    // Stores eight outputs of a row from output `n` on, of which at least the first exists.
-    DEVICE_MEMBER void store_outputs(uint16_t* to, uint32_t n, const uint4& pairs) const {
-        if (p.n % 8 == 0) {
-            *reinterpret_cast<uint4*>(to) = pairs;
-            return;
-        }
-        const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
-#pragma unroll
-        for (uint32_t i = 0; i < 8; ++i) {
-            if (n + i < p.n) to[i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
         }
     }
 

@@ -35,23 +35,31 @@ struct Tiles {
     }
 };
 
-// The segments of a block that computes a part, in order. Every thread that needs them has its own.
+// The segments of a block that computes a part, in the order in which it computes them. Every thread that
+// needs them has its own. Every second block begins with its last segment, so that the two blocks that share
+// a cut tile both begin with it or both end with it: half of the tiles are complete before the launch ends.
 struct Part {
     const Tiles& tiles;
-    // The next chunk, and the part's end.
-    uint32_t chunk, stop;
+    // The chunks that are left.
+    uint32_t first, stop;
 
     explicit DEVICE_MEMBER Part(const Tiles& tiles) : tiles(tiles) {
-        chunk = tiles.first_of(blockIdx.x);
+        first = tiles.first_of(blockIdx.x);
         stop = tiles.first_of(blockIdx.x + 1);
     }
 
     // False if there are no more.
     DEVICE_MEMBER bool next(Segment& segment) {
-        if (chunk == stop) return false;
-        const uint32_t tile = chunk / tiles.chunks, begin = chunk - tile * tiles.chunks;
-        segment = {tile, 0, begin, tiles.end_of(tile, begin)};
-        chunk += segment.end - begin;
+        if (first == stop) return false;
+        const bool from_end = blockIdx.x % 2 != 0;
+        const uint32_t tile = (from_end ? stop - 1 : first) / tiles.chunks, start = tile * tiles.chunks;
+        const uint32_t begin = max(first, start), end = min(stop, start + tiles.chunks);
+        segment = {tile, 0, begin - start, end - start};
+        if (from_end) {
+            stop = begin;
+        } else {
+            first = end;
+        }
         return true;
     }
 };

@@ -27,3 +27,16 @@ struct OutputCursor {
         return reinterpret_cast<Element*>(out.base[rank]) + static_cast<size_t>(row) * cols;
     }
 };
+
+// Stores outputs `n` to `n` + 7 of a row of `cols` outputs as BF16; the first of them exists.
+DEVICE void store_outputs(uint16_t* row, uint32_t n, uint32_t cols, const uint4& pairs) {
+    if (cols % 8 == 0) {
+        *reinterpret_cast<uint4*>(row + n) = pairs;
+        return;
+    }
+    const uint32_t words[4] = {pairs.x, pairs.y, pairs.z, pairs.w};
+#pragma unroll
+    for (uint32_t i = 0; i < 8; ++i) {
+        if (n + i < cols) row[n + i] = static_cast<uint16_t>(words[i / 2] >> i % 2 * 16);
+    }
+}

@@ -3,15 +3,15 @@
 // INPUTS: delta bf16 [rows, cols]; residual f32 [rows, cols]; weight f32 [cols], bias f32 [cols] or null;
 //     packets of each rank [3][ranks][capacity], all words EMPTY before the first operation
 // OUTPUTS: residual; out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
-// LAUNCH: any number of blocks; cols alone decides their number of threads, 32 to 512; 4 * cols bytes of
-//     shared memory, and 4 or 8 * cols more for weights and biases if `copied`; every rank launches the same
-//     operations in the same order, with the same number of blocks
+// LAUNCH: any number of clusters of 4 blocks; cols alone decides their threads, 32 to 640; shared memory of
+//     1,984 bytes, and 32 per slot for each of row, weights and biases (row_slices.cuh); every rank launches
+//     the same operations in the same order, with the same number of blocks
 // LIMITS: up to 8 ranks; cols a multiple of 16, at most 36,000; rows * cols / 8 at most capacity
 // NUMERICS: those of reduce_norm.cu, bit for bit
 // COST: per rank over the link: sends and receives rows * cols * 2 * (ranks - 1) bytes; bound by latency
 // TWINS: src/comm/local.rs
-#include "norm_weights.cuh"
 #include "peers.cuh"
+#include "row_slices.cuh"
 
 struct PacketNormParams {
     Peers peers;
@@ -27,8 +27,8 @@ struct PacketNormParams {
     float eps;
     // Packets of a rank in a set.
     uint32_t capacity;
-    // Whether weights and biases are copied to shared memory while the ranks wait for one another.
-    uint32_t copied;
+    // Threads of a block that would compute a row alone.
+    uint32_t threads;
 };
 static_assert(sizeof(PacketNormParams) == 240);
 
@@ -100,43 +100,45 @@ struct Exchange {
     }
 };
 
-KERNEL(packet_norm, PacketNormParams, ROW_THREADS) {
-    SHARED uint64_t weights_copied;
+// A block that misses a packet takes part in what its cluster computes of the rows, for the others to end.
+KERNEL_CLUSTER(packet_norm, PacketNormParams, SLICE_THREADS, SLICES) {
     Mailbox* own = p.peers.mailboxes[p.peers.rank];
     const uint32_t operation = operation_of(p.peers), groups = p.cols / 8;
+    const uint32_t first = blockIdx.x / SLICES, step = gridDim.x / SLICES;
     const Exchange exchange = {p, own->set};
-    const SharedRow row = {reinterpret_cast<float*>(shared_memory()), p.cols};
-    NormWeights norm = {p.weight, p.bias, p.layer_norm, p.eps};
+    SliceExchange results = SliceExchange::in(shared_memory());
+    auto* memory = reinterpret_cast<float*>(shared_memory() + SliceExchange::BYTES);
+    const RowSlice slice = RowSlice::of(memory, p.cols, p.threads);
+    const SharedRow& row = slice.slots;
     bool begun = load_acquire(&own->failed) == 0;
-    // On the host a waiting thread blocks the other threads of its block, so that all send first.
-    for (uint32_t index = blockIdx.x; begun && index < p.rows; index += gridDim.x) {
-        row.each([&](uint32_t i) { exchange.send(static_cast<size_t>(index) * groups + i); });
-    }
-    if (p.copied) norm = copied(norm, p.cols, row.values + p.cols, &weights_copied);
-    exchange.empty(own->exchanged);
-    __syncthreads();
-    for (uint32_t index = blockIdx.x; begun && index < p.rows; index += gridDim.x) {
+    for (uint32_t index = first; begun && index < p.rows; index += step) {
         const size_t start = static_cast<size_t>(index) * groups;
-        float sum = 0.0f;
-        bool missed = false;
-        row.each([&](uint32_t i) {
+        slice.each(groups, [&](uint32_t, uint32_t group) { exchange.send(start + group); });
+    }
+    results.init();
+    // They arrive while the ranks wait for one another.
+    const NormWeights norm = copied({p.weight, p.bias, p.layer_norm, p.eps}, slice, memory + slice.floats());
+    exchange.empty(own->exchanged);
+    // Every block of the cluster has started. On the host a waiting thread blocks the other threads of its
+    // cluster, so that all send first.
+    cluster_begin();
+    for (uint32_t index = first; index < p.rows; index += step) {
+        const size_t start = static_cast<size_t>(index) * groups;
+        bool missed = !begun;
+        slice.each(groups, [&](uint32_t slot, uint32_t group) {
+            const Eight before = eight_at(p.residual, false, start + group);
             Eight delta;
-            missed = missed || !exchange.receive(start + i, delta);
+            missed = missed || !exchange.receive(start + group, delta);
             if (missed) return;
-            const Eight x = add(eight_at(p.residual, false, start + i), delta);
-            store_eight(p.residual, start + i, x);
-            row.store(i, x);
-            sum = sum_of(x, sum);
+            const Eight x = add(before, delta);
+            store_eight(p.residual, start + group, x);
+            row.store(slot, x);
         });
         begun = __syncthreads_or(missed) == 0;
-        if (!begun) break;
-        if (p.copied) barrier_wait(&weights_copied, 0);
-        const float amax = norm_row(row, sum, norm);
-        store_row(row, amax, p.out, index);
-        __syncthreads();
+        const float amax = norm_slice(slice, results, norm);
+        store_slice(slice, results, amax, p.out, index);
+        ++results.rows;
     }
-    // The copies must have ended before the block does.
-    if (p.copied) barrier_wait(&weights_copied, 0);
     // Orders the emptying before this rank's next packets, for the ranks that receive them.
     fence_system();
     if (all_end(p.peers, operation, false)) {

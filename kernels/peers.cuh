@@ -109,16 +109,14 @@ DEVICE bool all_begin(const Peers& peers, uint32_t operation) {
 // Ends an operation. With `barrier`, waits until every rank has signalled the end. A rank on which the
 // operation has failed sends no signal and does not wait. Returns true on one thread, after all others.
 DEVICE bool all_end(const Peers& peers, uint32_t operation, bool barrier) {
-    SHARED uint32_t last;
     Mailbox* own = peers.mailboxes[peers.rank];
     __syncthreads();
     // Only blocks of this GPU meet here, so the GPU's scope is enough. The chain from any thread's writes, by
     // its block's barrier, the addition, and the last block's barrier to the release below is in causality
     // order, whatever the scopes of its links (PTX ISA, "Memory Consistency Model"), so that the release
     // publishes the writes of all blocks without a fence.
-    if (threadIdx.x == 0) last = add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
-    __syncthreads();
-    if (!last) return false;
+    const bool last = threadIdx.x == 0 && add_acquire_release(&own->blocks, 1) == gridDim.x - 1;
+    if (__syncthreads_or(last) == 0) return false;
     const bool waits = barrier && threadIdx.x < peers.count && load_acquire(&own->failed) == 0;
     if (waits) {
         store_release(&peers.mailboxes[threadIdx.x]->ended[peers.rank], operation + 1);

@@ -43,22 +43,39 @@ DEVICE RowAddress row_of(const Quantised& out, uint32_t index) {
     return {out.values + row, stride, index % 8 * 16};
 }
 
+// The sum over a warp, returned to every lane.
+DEVICE float warp_sum(float x) {
+    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    return x;
+}
+
+// The maximum over a warp, returned to every lane; NaN is ignored.
+DEVICE float warp_max(float x) {
+    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    return x;
+}
+
+// The sum of the sums of warps, in order.
+DEVICE float sum_of_warps(const float* partial, uint32_t warps) {
+    float sum = 0.0f;
+    for (uint32_t warp = 0; warp < warps; ++warp) sum += partial[warp];
+    return sum;
+}
+
 // The sum over the block, returned to every thread.
 DEVICE float block_sum(float x) {
     SHARED float partial[ROW_THREADS / 32];
-    for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+    x = warp_sum(x);
     __syncthreads();
     if (lane_id() == 0) partial[threadIdx.x / 32] = x;
     __syncthreads();
-    float sum = 0.0f;
-    for (uint32_t warp = 0; warp < blockDim.x / 32; ++warp) sum += partial[warp];
-    return sum;
+    return sum_of_warps(partial, blockDim.x / 32);
 }
 
 // The maximum over the block of non-negative values, returned to every thread; NaN is ignored.
 DEVICE float block_max(float x) {
     SHARED float partial[ROW_THREADS / 32];
-    for (int step = 16; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, step));
+    x = warp_max(x);
     __syncthreads();
     if (lane_id() == 0) partial[threadIdx.x / 32] = x;
     __syncthreads();
@@ -96,6 +113,8 @@ struct SharedRow {
     }
 };
 
+DEVICE Eight zeros() { return {make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)}; }
+
 // The sum of eight floats and `sum`, in order.
 DEVICE float sum_of(Eight x, float sum) {
     x.each([&](uint32_t, float& x) { sum += x; });
@@ -116,28 +135,42 @@ struct NormWeights {
     float eps;
 };
 
+// Adds the squares of eight differences from the mean to `squares`, in order.
+DEVICE float squares_of(Eight x, float mean, float squares) {
+    x.each([&](uint32_t, float& x) { squares += (x - mean) * (x - mean); });
+    return squares;
+}
+
+// The factor of a norm over `cols` elements with this sum of squares.
+DEVICE float norm_factor(float squares, uint32_t cols, float eps) {
+    return 1.0f / sqrtf(squares / static_cast<float>(cols) + eps);
+}
+
+// Normalises eight elements with the weights and biases 8i to 8i + 7.
+DEVICE Eight normalised(Eight x, const NormWeights& norm, uint32_t i, float mean, float factor) {
+    const float offset = norm.layer_norm ? 1.0f : 0.0f;
+    Eight weight = eight_at(norm.weight, false, i), bias = {};
+    if (norm.bias != nullptr) bias = eight_at(norm.bias, false, i);
+    float weights[8], biases[8];
+    weight.each([&](uint32_t at, float& w) { weights[at] = w; });
+    bias.each([&](uint32_t at, float& b) { biases[at] = b; });
+    x.each([&](uint32_t at, float& x) {
+        x = (x - mean) * factor * (weights[at] + offset);
+        if (norm.bias != nullptr) x += biases[at];
+    });
+    return x;
+}
+
 // Normalises a row in place; `sum` is this thread's part of the row's sum. Returns the thread's largest
 // magnitude.
 DEVICE float norm_row(const SharedRow& row, float sum, const NormWeights& norm) {
-    const float count = static_cast<float>(row.cols);
-    const float mean = norm.layer_norm ? block_sum(sum) / count : 0.0f;
+    const float mean = norm.layer_norm ? block_sum(sum) / static_cast<float>(row.cols) : 0.0f;
     float squares = 0.0f;
-    row.each([&](uint32_t i) {
-        row.load(i).each([&](uint32_t, float& x) { squares += (x - mean) * (x - mean); });
-    });
-    const float inverse = 1.0f / sqrtf(block_sum(squares) / count + norm.eps);
-    const float offset = norm.layer_norm ? 1.0f : 0.0f;
+    row.each([&](uint32_t i) { squares = squares_of(row.load(i), mean, squares); });
+    const float factor = norm_factor(block_sum(squares), row.cols, norm.eps);
     float amax = 0.0f;
     row.each([&](uint32_t i) {
-        Eight x = row.load(i), weight = eight_at(norm.weight, false, i), bias = {};
-        if (norm.bias != nullptr) bias = eight_at(norm.bias, false, i);
-        float weights[8], biases[8];
-        weight.each([&](uint32_t at, float& w) { weights[at] = w; });
-        bias.each([&](uint32_t at, float& b) { biases[at] = b; });
-        x.each([&](uint32_t at, float& x) {
-            x = (x - mean) * inverse * (weights[at] + offset);
-            if (norm.bias != nullptr) x += biases[at];
-        });
+        const Eight x = normalised(row.load(i), norm, i, mean, factor);
         row.store(i, x);
         amax = amax_of(x, amax);
     });
@@ -148,31 +181,29 @@ DEVICE uint32_t e4m3x4(const float4& x) {
     return e4m3x2(x.x, x.y) | static_cast<uint32_t>(e4m3x2(x.z, x.w)) << 16;
 }
 
+// The scale of a row of E4M3 whose largest magnitude is `amax`. Below 1e-30 the quotient would be subnormal
+// or zero, and its reciprocal infinite.
+DEVICE float scale_of(float amax) { return amax > 1e-30f ? amax / 448.0f : 1.0f; }
+
+// Stores elements 8i to 8i + 7 of a row of type `kind`; E4M3 is multiplied by `inverse` first.
+DEVICE void store_quantised(Eight x, float inverse, uint32_t kind, const RowAddress& to, uint32_t i) {
+    if (kind == 0) {
+        *reinterpret_cast<uint4*>(to.at(16 * i)) =
+            make_uint4(bf16x2(x.low.x, x.low.y), bf16x2(x.low.z, x.low.w), bf16x2(x.high.x, x.high.y),
+                       bf16x2(x.high.z, x.high.w));
+        return;
+    }
+    x.each([&](uint32_t, float& x) { x *= inverse; });
+    *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(e4m3x4(x.low), e4m3x4(x.high));
+}
+
 // Quantises a row to `to`, pads it with zeros, and returns the scale to every thread. `amax` is the largest
 // magnitude of this thread's elements.
 DEVICE float quantise_row(const SharedRow& row, float amax, const Quantised& out, const RowAddress& to) {
-    const uint32_t groups = padded(row.cols) / 8;
-    const Eight zeros = {make_float4(0.0f, 0.0f, 0.0f, 0.0f), make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
-    if (out.kind == 0) {
-        for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
-            const Eight x = 8 * i < row.cols ? row.load(i) : zeros;
-            *reinterpret_cast<uint4*>(to.at(16 * i)) =
-                make_uint4(bf16x2(x.low.x, x.low.y), bf16x2(x.low.z, x.low.w), bf16x2(x.high.x, x.high.y),
-                           bf16x2(x.high.z, x.high.w));
-        }
-        return 1.0f;
-    }
-    float scale = out.static_scale;
-    if (out.kind == 1) {
-        amax = block_max(amax);
-        // Below 1e-30 the quotient would be subnormal or zero, and its reciprocal infinite.
-        scale = amax > 1e-30f ? amax / 448.0f : 1.0f;
-    }
+    const float scale = out.kind == 1 ? scale_of(block_max(amax)) : out.static_scale;
     const float inverse = 1.0f / scale;
-    for (uint32_t i = threadIdx.x; i < groups; i += blockDim.x) {
-        Eight x = 8 * i < row.cols ? row.load(i) : zeros;
-        x.each([&](uint32_t, float& x) { x *= inverse; });
-        *reinterpret_cast<uint2*>(to.at(8 * i)) = make_uint2(e4m3x4(x.low), e4m3x4(x.high));
+    for (uint32_t i = threadIdx.x; i < padded(row.cols) / 8; i += blockDim.x) {
+        store_quantised(8 * i < row.cols ? row.load(i) : zeros(), inverse, out.kind, to, i);
     }
     return scale;
 }

@@ -1,8 +1,8 @@
 // Barriers in shared memory, bulk copies that complete on them, and the products of a warpgroup
 // ("wgmma"), which run while the threads go on. host/async.h has the same functions in software.
 //
-// Blocks of a cluster (KERNEL_CLUSTER) copy to each other's shared memory and arrive at each other's
-// barriers, in dynamic shared memory and at the same place in each block.
+// Blocks of a cluster (KERNEL_CLUSTER) copy to each other's shared memory, store floats there and arrive at
+// each other's barriers, in dynamic shared memory and at the same place in each block.
 //
 // The PTX ISA calls four consecutive warps a warpgroup, the first of them at a multiple of four. All its
 // threads call the functions of products with the same arguments, except that each passes its own
@@ -93,6 +93,15 @@ DEVICE void bulk_copy_once(void* shared_to, const void* global_from, uint32_t by
         : "memory");
 }
 
+// Starts to read global memory to L2. The address and `bytes` are multiples of 16. Weights may be read so
+// before `wait_for_earlier`.
+DEVICE void bulk_read_to_l2(const void* global_from, uint32_t bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+                 :
+                 : "l"(__cvta_generic_to_global(global_from)), "r"(bytes)
+                 : "memory");
+}
+
 // The number of this block in its cluster.
 DEVICE uint32_t cluster_rank() {
     uint32_t out;
@@ -106,6 +115,12 @@ DEVICE void cluster_sync() {
     asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" : : : "memory");
 }
 
+// Waits until all threads of all blocks of the cluster have come here. It orders only the initialisation of
+// barriers, by barrier_init_fence, so that no thread waits for its earlier writes.
+DEVICE void cluster_begin() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait.acquire;" : : : "memory");
+}
+
 // Arrives at the barrier of the block `rank` of the cluster, after this thread's products have ended. It does
 // not make this thread's writes visible there.
 DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
@@ -117,6 +132,36 @@ DEVICE void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
         "}\n"
         :
         : "r"(shared_address(barrier)), "r"(rank)
+        : "memory");
+}
+
+// Starts a store of a float in the shared memory of the block `rank` of the cluster, at the same place as
+// `to` in this one's, that completes 4 bytes of that block's barrier. It may end after this block does, but
+// not after that one.
+DEVICE void store_in_block(float* to, uint64_t* barrier, uint32_t rank, float x) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 at, done;\n"
+        "mapa.shared::cluster.u32 at, %0, %2;\n"
+        "mapa.shared::cluster.u32 done, %1, %2;\n"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [at], %3, [done];\n"
+        "}\n"
+        :
+        : "r"(shared_address(to)), "r"(shared_address(barrier)), "r"(rank), "f"(x)
+        : "memory");
+}
+
+// As barrier_wait, for stores of other blocks of the cluster.
+DEVICE void barrier_wait_for_blocks(uint64_t* barrier, uint32_t parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred done;\n"
+        "wait:\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra wait;\n"
+        "}\n"
+        :
+        : "r"(shared_address(barrier)), "r"(parity)
         : "memory");
 }
 

@@ -32,9 +32,11 @@ struct Barrier {
 
 struct Copy {
     unsigned char* to;
+    // Null if `value` is stored.
     const unsigned char* from;
     uint32_t bytes;
     size_t barrier;
+    float value = 0.0f;
 };
 
 // A barrier of some of the block's warps.
@@ -91,12 +93,10 @@ unsigned char* place_in(const Block& other, const void* shared, size_t bytes) {
     return other.shared + (at - block->shared);
 }
 
-// The index of a barrier in a block of the cluster, at the same place as one of this block. The other block
-// may end only after a cluster_sync.
-size_t index_in(Block& other, const uint64_t* word) {
+// The index of a barrier in a block of the cluster, at the same place as one of this block.
+size_t known_in(const Block& other, const uint64_t* word) {
     if (&other == block) return index_of(word);
     if (has_ended(other)) die("an access to a block of the cluster that has ended");
-    other.accessed = cluster->meetings + 1;
     const auto* at = reinterpret_cast<const uint64_t*>(place_in(other, word, sizeof *word));
     const size_t index = *at & 0xFFFFFFFF;
     const std::vector<Barrier>& barriers = async_of(other).barriers;
@@ -106,6 +106,13 @@ size_t index_in(Block& other, const uint64_t* word) {
     if (barriers[index].cluster_meeting == cluster->meetings) {
         die("a barrier of another block is used before the cluster_sync after its initialisation");
     }
+    return index;
+}
+
+// The same for an access after which the other block may end only after a cluster_sync.
+size_t index_in(Block& other, const uint64_t* word) {
+    const size_t index = known_in(other, word);
+    if (&other != block) other.accessed = cluster->meetings + 1;
     return index;
 }
 
@@ -121,12 +128,13 @@ void land(size_t index) {
     const Copy copy = copies[index];
     copies[index] = copies.back();
     copies.pop_back();
-    for (uint32_t i = 0; i < copy.bytes; i += 8) {
-        uint64_t word;
+    for (uint32_t i = 0; i < copy.bytes; i += 4) {
+        uint32_t word;
         std::memcpy(&word, copy.to + i, sizeof word);
-        if (word != ~uint64_t{0}) die("a thread wrote to the target of a copy in flight");
+        if (word != ~0u) die("a thread wrote to the target of a copy in flight");
     }
-    std::memcpy(copy.to, copy.from, copy.bytes);
+    const void* value = &copy.value;
+    std::memcpy(copy.to, copy.from == nullptr ? value : copy.from, copy.bytes);
     Barrier& barrier = async().barriers[copy.barrier];
     barrier.bytes -= copy.bytes;
     settle(barrier);
@@ -329,6 +337,16 @@ void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, ui
     start_copy(*block, {to, from, bytes, index});
 }
 
+// Checks that the memory exists, where a sanitizer knows it.
+void bulk_read_to_l2(const void* global_from, uint32_t bytes) {
+    const auto* from = static_cast<const unsigned char*>(global_from);
+    if ((reinterpret_cast<uintptr_t>(from) | bytes) % 16 != 0 || bytes == 0) {
+        host::die("a read to L2 that is not of whole, aligned pieces of 16 bytes");
+    }
+    std::vector<unsigned char> read(bytes);
+    std::memcpy(read.data(), from, bytes);
+}
+
 void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
                   uint64_t* word) {
     using namespace host;
@@ -351,6 +369,14 @@ void cluster_sync() {
     using namespace host;
     ++cluster->arrived;
     wait_as(State::waits_for_cluster, "cluster_sync");
+}
+
+void store_in_block(float* to, uint64_t* word, uint32_t rank, float x) {
+    using namespace host;
+    if (rank >= cluster->blocks.size()) die("a store in a block that the cluster does not have");
+    Block& other = cluster->blocks[rank];
+    unsigned char* at = place_in(other, to, sizeof x);
+    start_copy(other, {at, nullptr, sizeof x, known_in(other, word), x});
 }
 
 void group_sync(uint32_t id, uint32_t threads) {

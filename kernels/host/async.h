@@ -25,7 +25,8 @@
 // In a cluster too: an access to a block before the cluster_sync after the initialisation of its barrier, or
 // after it has ended; a block that ends without a cluster_sync after another block's access; a cluster_sync
 // that some threads never reach. A copy to several blocks lands in each at a time of its own. A copy into a
-// stage that another block has not released shows as NaN there.
+// stage that another block has not released shows as NaN there. A store in another block is
+// a copy of four bytes, which needs no cluster_sync after it: the other block may not end before it.
 //
 // Not modelled: async_fence (products see ordinary writes to shared memory at once), and the order of memory
 // between arrivals and waits.
@@ -68,11 +69,17 @@ void barrier_expect(uint64_t* barrier, uint32_t bytes);
 void barrier_wait(uint64_t* barrier, uint32_t parity);
 void bulk_copy(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
 void bulk_copy_once(void* shared_to, const void* global_from, uint32_t bytes, uint64_t* barrier);
+void bulk_read_to_l2(const void* global_from, uint32_t bytes);
 uint32_t cluster_rank();
 void cluster_sync();
 void barrier_arrive_at(uint64_t* barrier, uint32_t rank);
 void bulk_copy_to(uint16_t blocks, void* shared_to, const void* global_from, uint32_t bytes,
                   uint64_t* barrier);
+static inline void cluster_begin() { cluster_sync(); }
+void store_in_block(float* to, uint64_t* barrier, uint32_t rank, float x);
+static inline void barrier_wait_for_blocks(uint64_t* barrier, uint32_t parity) {
+    barrier_wait(barrier, parity);
+}
 void group_sync(uint32_t id, uint32_t threads);
 
 // The bits of an address that descriptors hold; dynamic shared memory has less than 256 KB.

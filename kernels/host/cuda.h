@@ -11,7 +11,8 @@
 // on a GPU, so that a kernel for clusters has none.
 //
 // A kernel runs when the one before it has ended. What may run earlier on a GPU is checked where it shows: a
-// thread that ends without wait_for_earlier, and a bulk copy before it, except by bulk_copy_once.
+// thread that ends without wait_for_earlier, and a bulk copy before it, except by bulk_copy_once. Reading to
+// L2 changes nothing here.
 //
 // Not checked: memory order between blocks, bank conflicts, alignment of vector loads beyond UBSan's checks,
 // and speed.

@@ -88,7 +88,7 @@ const TERMS: [TermFigures; 11] = [
     TermFigures::new("activations", &["read", "cache"]).of(Kernel::Rows, Limit::Memory),
     TermFigures::new("reduce", &["all_reduce", "l2", "launch", "read"]).of(Kernel::Linear, Limit::L2),
     TermFigures::new("gather", &["all_reduce"]),
-    TermFigures::new("overhead", &["step_overhead", "layer_overhead"]),
+    TermFigures::new("overhead", &["step_overhead", "layer_overhead", "l2"]),
 ];
 
 impl Hardware {

@@ -2,10 +2,13 @@
 //! `kernels/README.md` has the same counts per chunk.
 
 use std::iter::Sum;
+use std::sync::Arc;
 
 use super::Hardware;
 use super::figures::{Kernel, Limit};
-use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, stages, variant_rows};
+use crate::device::product_tiles::{
+    CHUNK, Cuts, Division, MaxRows, PARTS, READ_AHEAD, TILE, stages, variant_rows,
+};
 
 /// Bytes of a sum.
 const SUM_BYTES: usize = 4;
@@ -91,8 +94,12 @@ impl Sum for ProductTime {
     }
 }
 
+/// The rate at which one multiprocessor reads from memory, relative to its share of the rate of all: its port
+/// takes 64 bytes per clock.
+const READ_ALONE: usize = 5;
+
 /// A matrix of weights as the kernel divides it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Product {
     out: usize,
     input: usize,
@@ -101,6 +108,8 @@ pub(super) struct Product {
     /// Chunks of a tile.
     chunks: usize,
     cuts: Cuts,
+    /// [`Cuts::completions`].
+    completions: Arc<[f64]>,
     /// Bytes of an output.
     out_bytes: usize,
 }
@@ -109,7 +118,8 @@ impl Product {
     pub(super) fn new(out: usize, input: usize, operands: Operands) -> Self {
         let (tiles, chunks) = (out.div_ceil(TILE), (input * operands.weight_bytes()).div_ceil(CHUNK));
         let out_bytes = operands.out_bytes();
-        Self { out, input, operands, tiles, chunks, cuts: Cuts::new(tiles, chunks), out_bytes }
+        let cuts = Cuts::new(tiles, chunks);
+        Self { out, input, operands, tiles, chunks, cuts, completions: cuts.completions().into(), out_bytes }
     }
 
     /// The time of the product of `rows` rows in each of `layers` layers. With `library`, cuBLASLt computes
@@ -133,11 +143,23 @@ impl Product {
     }
 
     /// Seconds of `sending`, the time to send the results to other ranks, that pass while the product of
-    /// `rows` rows runs. If blocks share the chunks of tiles, all tiles end at about the same time, so none
-    /// do. Otherwise only the results of each block's last tile are sent after the launch.
+    /// `rows` rows runs. Tiles are sent as they are completed, one after the other.
     pub(super) fn hidden(&self, sending: f64, rows: usize, gpu: &Hardware) -> f64 {
         match self.division(rows) {
-            Division::Spread => 0.0,
+            Division::Spread => {
+                let most = self.operands.max_rows().spread;
+                let (launches, time) = (rows.div_ceil(most), self.time(rows, 1, gpu, false).total);
+                let count = (launches * self.completions.len()) as f64;
+                let completed = (0..launches).flat_map(|launch| {
+                    self.completions.iter().map(move |at| (launch as f64 + at) / launches as f64)
+                });
+                // From each tile on, the rest of the results is sent.
+                let after = completed
+                    .enumerate()
+                    .map(|(before, at)| (1.0 - before as f64 / count) * sending - (1.0 - at) * time);
+                sending - after.fold(0.0, f64::max)
+            }
+            // Only the results of each block's last tile are sent after the launch.
             Division::Whole => {
                 let before = 1.0 - 1.0 / self.rounds(rows) as f64;
                 before * sending.min(self.whole(rows, gpu).total)
@@ -202,18 +224,25 @@ impl Product {
         ProductTime { total: longest * work.imbalance + exchange + gpu.launch, ..time }
     }
 
-    /// Seconds of reading the weights that blocks ask for before the kernels before them have ended, on the
-    /// multiprocessors that are free while one row runs on each of the others.
-    pub(super) fn ahead(&self, rows: usize, gpu: &Hardware) -> f64 {
-        let most = self.operands.max_rows();
-        if self.cuts.division(rows, most) == Division::Whole || rows >= PARTS {
+    /// Seconds of the product that reading weights before saves, on the multiprocessors that are free while a
+    /// sum keeps the `busy` ones. The blocks that start late have more left to read than the others, and read
+    /// it at the end. Fewer than 132 / [`READ_ALONE`] of them do not use the whole rate of memory then.
+    pub(super) fn saved_by_reading_ahead(&self, rows: usize, busy: usize, gpu: &Hardware) -> f64 {
+        let (most, parts) = (self.operands.max_rows(), self.cuts.parts());
+        if self.division(rows) == Division::Whole || busy >= PARTS {
             return 0.0;
         }
-        let part = (self.tiles * self.chunks).div_ceil(self.cuts.parts());
-        let columns = variant_rows(rows, most.spread);
-        let bytes = stages(self.operands.input_chunks(), columns).min(part) * TILE * CHUNK;
-        let free = PARTS - rows;
-        (free * bytes) as f64 / (gpu.read * gpu.share(Kernel::Linear, Limit::Memory, rows))
+        let rows = rows.min(most.spread);
+        let chunks = self.tiles * self.chunks;
+        let copied = stages(self.operands.input_chunks(), variant_rows(rows, most.spread));
+        let of_a_part = |count: usize| count.min(chunks / parts) as f64;
+        let share =
+            |count: usize, late: usize| of_a_part(count) * parts.min(PARTS - late) as f64 / chunks as f64;
+        let time = self.spread(rows, gpu);
+        let read = time.weights * share(copied + READ_AHEAD, busy.max(PARTS / READ_ALONE));
+        // The rest of the launch takes at least this long.
+        let least = time.products.max(time.staging * (1.0 - share(copied, busy)));
+        read.min(time.weights - least).max(0.0)
     }
 
     /// The library's product, between `unpack` of both operands and `rescale` of the outputs.

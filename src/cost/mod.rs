@@ -19,8 +19,9 @@ pub use hardware::Hardware;
 use linear::{Operands, Product, ProductTime};
 pub use time::StepTime;
 
-use crate::device::KvDtype;
-use crate::model::{HeadDtype, LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
+use crate::device::product_tiles::PARTS;
+use crate::device::{KvDtype, PACKET_ROWS, ROW_SLICES};
+use crate::model::{HEAD_ROWS, HeadDtype, LOGIT_ROWS, LoadError, ModelConfig, Precision, Scheme};
 
 /// A row's contribution to the cost of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,13 +61,28 @@ impl ElementBytes {
     }
 }
 
-/// Share of the time of reading weights early that is saved. Blocks that start late have more left to read
-/// than the others. They read it at the end, each at most at 64 bytes per clock, five times its share of the
-/// rate of memory.
-const SAVED: f64 = 0.8;
-
 /// Bytes of an element of the residual stream, and of queries.
 const F32_BYTES: f64 = 4.0;
+
+/// Threads that compute a row alone, of one group each of eight elements at a time.
+const ROW_THREADS: usize = 512;
+
+/// The two sums between ranks of a layer, after attention and after the MLP, each with a norm.
+#[derive(Default)]
+struct LayerSums {
+    /// Seconds of both.
+    seconds: f64,
+    /// Seconds that the products after them take less because they read weights meanwhile.
+    ahead: f64,
+    /// Seconds that the norms take less than `layer_overhead` counts.
+    saved: f64,
+}
+
+impl LayerSums {
+    fn total(&self) -> f64 {
+        self.seconds - self.ahead - self.saved
+    }
+}
 
 /// The cost of a model's steps on given GPUs.
 #[derive(Debug, Clone)]
@@ -150,25 +166,26 @@ impl CostModel {
                 product.time(count, share.layers, hardware, library)
             })
             .sum();
-        let of_head = |limit| hardware.share(Kernel::Linear, limit, LOGIT_ROWS);
+        let head_rows = if self.ranks > 1 { HEAD_ROWS } else { LOGIT_ROWS };
+        let of_head = |limit| hardware.share(Kernel::Linear, limit, (logits as usize).min(head_rows));
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
         let attention_rate = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
         let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
-        let hidden = self.hidden_seconds(count);
+        let sums = self.layer_sums(count);
         StepTime {
             weights: linear.weights,
             staging: linear.staging,
             products: linear.products,
             cuts: linear.cuts(),
-            head_weights: (logits / LOGIT_ROWS as f64).ceil() * head * self.head_element
+            head_weights: (logits / head_rows as f64).ceil() * head * self.head_element
                 / (hardware.read * of_head(Limit::Memory)),
             head_products: 2.0 * logits * head / (hardware.products / 2.0 * of_head(Limit::Arithmetic)),
             kv: layers * attention.reading(self.kv_element, kv_rate),
             attention: layers * attention.multiplying(attention_rate),
             activations: layers * self.spilled_bytes(tokens) / rows_rate,
-            reduce: self.reduce_seconds(count) - hidden,
+            reduce: self.reduce_seconds(count, sums.seconds) - layers * sums.ahead,
             gather: self.gather_seconds(logits),
-            overhead: hardware.step_overhead + layers * hardware.layer_overhead,
+            overhead: hardware.step_overhead + layers * (hardware.layer_overhead - sums.saved),
         }
     }
 
@@ -194,37 +211,62 @@ impl CostModel {
         2.0 * (results.iter().sum::<f64>() + spilled(queries, F32_BYTES))
     }
 
-    /// Seconds of all sums between ranks. Each layer has two sums, after attention and after the MLP; they
-    /// are one-shot or two-shot, whichever is faster. The sums of the embedding and of the last layer are
-    /// F32 on every rank.
-    fn reduce_seconds(&self, rows: usize) -> f64 {
+    /// The sums of a layer. They are one-shot or two-shot, whichever takes less with the norms and the
+    /// products after them.
+    fn layer_sums(&self, rows: usize) -> LayerSums {
         if self.ranks == 1 {
-            return 0.0;
+            return LayerSums::default();
         }
         let (elements, hardware) = ((rows * self.share.hidden) as f64, &self.hardware);
         let ElementBytes { result, input } = self.bytes;
         let seconds = |each: f64, least: f64| hardware.all_reduce_seconds((each * elements).max(least));
         let (one_shot, two_shot) = (seconds(result, 0.0), seconds((result + input) / 2.0, TWO_SHOT_MIN));
-        let (sending, reading) = (seconds(result, 0.0) / 2.0, result * elements / hardware.l2);
+        // The last results and their signal take the latency of a phase.
+        let latency = hardware.all_reduce_seconds(TWO_SHOT_MIN);
+        let sending = (seconds(result, TWO_SHOT_MIN) - latency) / 2.0;
+        let reading = result * elements / hardware.l2;
+        let [qkv, attention, up, mlp] = &self.products;
         let pushed = |product: &Product| two_shot + reading - product.hidden(sending, rows, hardware);
-        let [_, attention, _, mlp] = &self.products;
-        let two_shots = pushed(attention) + pushed(mlp);
-        let (first, last) = (seconds(F32_BYTES, 0.0), seconds((result + F32_BYTES) / 2.0, 0.0));
-        (self.share.layers as f64 - 0.5) * two_shots.min(2.0 * one_shot) + first + last
+        let sums = |seconds: [f64; 2], saved: f64, busy: usize| {
+            // The blocks that read start after those of the sum.
+            let ahead = |(sum, product): (&f64, &Product)| {
+                product.saved_by_reading_ahead(rows, busy, hardware).min((sum - hardware.launch).max(0.0))
+            };
+            let products = [up, qkv];
+            let ahead = seconds.iter().zip(products).map(ahead).sum();
+            LayerSums { seconds: seconds.iter().sum(), ahead, saved }
+        };
+        let sliced = self.bytes.result < F32_BYTES && rows <= PACKET_ROWS;
+        let saved = if sliced { self.sliced_seconds() } else { 0.0 };
+        let one_shots = sums([one_shot; 2], saved, if sliced { rows * ROW_SLICES } else { rows });
+        // A rank computes its share of the rows.
+        let two_shots = sums([attention, mlp].map(pushed), 0.0, rows.div_ceil(self.ranks));
+        if one_shots.total() <= two_shots.total() { one_shots } else { two_shots }
     }
 
-    /// Seconds of the sums between ranks that are saved because the products after them already read weights.
-    /// A sum of few rows runs on one multiprocessor per row. On each of the others, a block of the next
-    /// product fills its stages meanwhile. Two of a layer's four products follow a sum.
-    fn hidden_seconds(&self, rows: usize) -> f64 {
+    /// Seconds that the two norms of a layer take less if a cluster of blocks computes a row.
+    /// `layer_overhead` counts that the parts of all ranks come to one multiprocessor; a block of a cluster
+    /// reads its slice of them. Shorter passes over shared memory and exchanges between blocks are taken as
+    /// equal (`kernels/README.md`).
+    fn sliced_seconds(&self) -> f64 {
+        let Hardware { l2, layer_overhead, .. } = self.hardware;
+        let hidden = self.share.hidden;
+        let slice = (hidden / 8).div_ceil(ROW_THREADS) * (ROW_THREADS / ROW_SLICES) * 8;
+        let elements = self.ranks * hidden.saturating_sub(slice);
+        let bytes = self.bytes.result * elements as f64;
+        (2.0 * bytes * PARTS as f64 / l2).min(layer_overhead)
+    }
+
+    /// Seconds of all sums between ranks; `layer` is the time of those of a layer. The sums of the embedding
+    /// and of the last layer are F32 on every rank.
+    fn reduce_seconds(&self, rows: usize, layer: f64) -> f64 {
         if self.ranks == 1 {
             return 0.0;
         }
         let elements = (rows * self.share.hidden) as f64;
-        let sum = self.hardware.all_reduce_seconds(self.bytes.result * elements);
-        let [qkv, _, up, _] = self.products;
-        let ahead = [qkv, up].map(|product| product.ahead(rows, &self.hardware).min(sum));
-        SAVED * self.share.layers as f64 * ahead.iter().sum::<f64>()
+        let seconds = |each: f64| self.hardware.all_reduce_seconds(each * elements);
+        let (first, last) = (seconds(F32_BYTES), seconds((self.bytes.result + F32_BYTES) / 2.0));
+        (self.share.layers as f64 - 0.5) * layer + first + last
     }
 
     /// Seconds of gathering the largest logits of each rank, [`LOGIT_ROWS`] rows at a time. A row's message

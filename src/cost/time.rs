@@ -17,7 +17,8 @@ pub struct StepTime {
     /// Time of products beyond the longest of these three: parts of unequal size, sums of tiles that are
     /// cut between blocks, launches, and launches that another of the three limits.
     pub cuts: f64,
-    /// Reading the LM head, which is BF16 or E4M3, once per 64 rows of logits.
+    /// Reading the LM head, which is BF16 or E4M3, once per 256 rows of logits if ranks share it, else once
+    /// per 64.
     pub head_weights: f64,
     /// Multiplying by the LM head, at half of `products`, since its inputs are BF16.
     pub head_products: f64,
@@ -29,13 +30,14 @@ pub struct StepTime {
     pub attention: f64,
     /// Writing and reading intermediate results that do not fit the cache.
     pub activations: f64,
-    /// 2 L + 1 sums between ranks, by the all-reduce table: without what products send while they run and
-    /// without the time in which the products after them already read weights, and with reading the sent
-    /// parts from L2.
+    /// 2 L + 1 sums between ranks, by the all-reduce table: without what products send while they run,
+    /// without the time that the products after them save by reading weights meanwhile, and with reading the
+    /// sent parts from L2.
     pub reduce: f64,
     /// Gathering logits from all ranks.
     pub gather: f64,
-    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`.
+    /// Launches and other small costs: `step_overhead` + L × `layer_overhead`, less what norms of few rows
+    /// save because several multiprocessors compute a row.
     pub overhead: f64,
 }
 

@@ -62,6 +62,8 @@ pub(crate) const SPLIT_BLOCKS: usize = 4;
 
 /// Rows of the largest sum between ranks that goes by packets.
 pub(crate) const PACKET_ROWS: usize = 16;
+/// Blocks of a cluster that computes a row of such a sum: `SLICES` of `kernels/row_slices.cuh`.
+pub(crate) const ROW_SLICES: usize = 4;
 
 impl Layout {
     /// Whether the device captures operations, which pays off if a launch is slow.

@@ -29,7 +29,7 @@ pub use error::{DeviceError, PEER};
 pub use floats::{FloatType, Floats, Message, upload_floats, upload_matrix};
 pub use host::{HostMatrix, HostRows, MatrixData, MatrixShape};
 pub use layout::Layout;
-pub(crate) use layout::{PACKET_ROWS, SPLIT_BLOCKS};
+pub(crate) use layout::{PACKET_ROWS, ROW_SLICES, SPLIT_BLOCKS};
 pub use random_weights::{MakeRandomMatrix, RandomWeights, upload_random};
 pub use sample_row::{SHORTLIST, SampleRow};
 
@@ -406,13 +406,9 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// x = x + each of the parts, element by element and in order, in F32; the sum is rounded to the type of
     /// `x`. Parts have at least the elements of `x`, and all have the same type.
     fn add(&self, parts: &[Floats<Self>], x: &mut Floats<Self>) -> Result<(), DeviceError>;
-    /// out\[i\] = residual\[rows\[i\]\]: the rows whose logits are wanted, after the last layer.
-    fn select(
-        &self,
-        residual: &Floats<Self>,
-        rows: &[u32],
-        out: &mut Floats<Self>,
-    ) -> Result<(), DeviceError>;
+    /// out\[i\] = from\[rows\[i\]\], F32: the rows of the residual stream whose logits are wanted, or the
+    /// rows of logits that are sampled next.
+    fn select(&self, from: &Floats<Self>, rows: &[u32], out: &mut Floats<Self>) -> Result<(), DeviceError>;
 
     /// out = norm(hidden) · weightᵀ + bias, \[rows, width\], all in F32. `hidden` are selected rows.
     fn reward_head(

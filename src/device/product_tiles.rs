@@ -11,6 +11,10 @@ pub(crate) const CHUNK: usize = 128;
 /// order of sums depends on the cuts.
 pub(crate) const PARTS: usize = 132;
 
+/// Chunks of weights that a block reads to L2 while earlier kernels run, behind those that it copies to its
+/// stages: 17 MB in all blocks, a third of the L2 cache. `kernels/linear.cu` has the same number.
+pub(crate) const READ_AHEAD: usize = 8;
+
 /// Blocks of a cluster that computes whole tiles, one tile each.
 const PAIR: usize = 2;
 
@@ -87,6 +91,26 @@ impl Cuts {
     /// The number of parts.
     pub(crate) fn parts(&self) -> usize {
         PARTS.min(self.tiles * self.chunks)
+    }
+
+    /// When each tile's last segment is complete if the work is spread, as a share of the time of the longest
+    /// part, in ascending order. Every second block begins with its last segment.
+    pub(crate) fn completions(&self) -> Vec<f64> {
+        let (all, parts) = (self.tiles * self.chunks, self.parts());
+        let longest = all.div_ceil(parts) as f64;
+        let mut completions = vec![0.0_f64; self.tiles];
+        for part in 0..parts {
+            let (first, stop) = (part * all / parts, (part + 1) * all / parts);
+            for (tile, last) in completions.iter_mut().enumerate() {
+                let (begin, end) = (first.max(tile * self.chunks), stop.min((tile + 1) * self.chunks));
+                if begin < end {
+                    let computed = if part.is_multiple_of(2) { end - first } else { stop - begin };
+                    *last = last.max(computed as f64 / longest);
+                }
+            }
+        }
+        completions.sort_by(f64::total_cmp);
+        completions
     }
 
     /// Sums of a tile that a block writes or reads if the work is spread: a part writes its segments of cut

@@ -17,8 +17,9 @@ const ANSWER_DECAY: f64 = 0.97;
 /// as.
 const USUAL_ANSWER: (f64, f64) = (128.0, 1.0);
 
-/// Prompt tokens that a step may have whatever the target is. Fewer would hardly shorten the step.
-const LEAST_PROMPT_TOKENS: usize = 64;
+/// Prompt tokens that a step may have whatever the target is, and the unit of its limit. A step of few tokens
+/// takes about as long with fewer: it reads the weights.
+const LEAST_PROMPT_TOKENS: usize = 32;
 /// With [`TargetItl::Auto`] and many waiting prompts, they are computed at least at this share of the tokens
 /// per second of the longest step.
 const AUTO_SHARE: f64 = 0.95;
@@ -158,7 +159,7 @@ impl Forecast {
         self.step_takes(tokens).map(|line| line.max(times * y / n))
     }
 
-    /// The most prompt tokens of the next step if it also generates for running sequences: a multiple of 64,
+    /// The most prompt tokens of the next step if it also generates for running sequences: a multiple of 32,
     /// or `None` for no limit.
     pub fn prompt_tokens(&self, load: &PromptLoad) -> Option<usize> {
         let (base, per_token) = self.coefficients();

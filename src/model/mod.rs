@@ -29,6 +29,7 @@ mod weight_reader;
 mod weights;
 mod workspace;
 
+use std::ops::Range;
 use std::path::Path;
 
 pub(crate) use checkpoint::{Checkpoint, Stored};
@@ -46,6 +47,7 @@ pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
 pub use weight_reader::LoadProgress;
 pub(crate) use weight_reader::read_threads;
+pub(crate) use workspace::HEAD_ROWS;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
 
 use crate::comm::{Communicator, ResidualUpdate};
@@ -131,11 +133,9 @@ pub struct Pass<'a, D: Device, C: Communicator<D>> {
     pub cache: &'a mut D::Cache,
 }
 
-/// Rows of the last forward pass to sample a token for.
+/// The sampling parameters of rows whose logits a rank has a share of.
 pub(crate) struct RowsToSample<'a> {
-    /// Row indices into the residual stream, at most [`LOGIT_ROWS`].
-    pub(crate) rows: &'a [u32],
-    /// Sampling parameters; one entry per row.
+    /// One entry per row.
     pub(crate) sampling: &'a [SampleRow<'a>],
     /// Ids that may be sampled are below this.
     pub(crate) vocab: usize,
@@ -273,11 +273,8 @@ impl<D: Device> Model<D> {
         rows: &[u32],
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.lm_head(device, rows, space)?;
-        match &space.part {
-            None => Ok(()),
-            Some(part) => comm.all_gather(device, part, &mut space.logits),
-        }
+        self.head(device, rows, space)?;
+        self.gather_logits(device, comm, space)
     }
 
     /// Whether this is one rank's shard of a model.
@@ -285,7 +282,52 @@ impl<D: Device> Model<D> {
         self.shard.ranks > 1
     }
 
-    /// Computes the logits of `rows`, applies their sampling parameters, and gathers only the largest of each
+    /// Computes this rank's logits of some rows of the last forward pass, at most `space.head_rows`. More
+    /// than [`LOGIT_ROWS`] of them are used in pieces: see [`Self::select_part`].
+    pub(crate) fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
+        let head = match &self.head {
+            Head::Embedding => &self.embedding,
+            Head::Own(head) => head,
+            Head::Reward(_) => unreachable!("a model with a reward head has no logits"),
+        };
+        device.select(&space.residual, rows, &mut space.selected)?;
+        device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
+        let own = match &mut space.heads {
+            Some(heads) if rows.len() > LOGIT_ROWS => heads,
+            _ => space.part.as_mut().unwrap_or(&mut space.logits),
+        };
+        device.linear(&space.last, &head.matrix, own)
+    }
+
+    /// Takes some of more than [`LOGIT_ROWS`] rows of [`Self::head`], at most [`LOGIT_ROWS`], as this rank's
+    /// part of the logits.
+    pub(crate) fn select_part(
+        &self,
+        device: &D,
+        rows: Range<usize>,
+        space: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        let Workspace { heads: Some(heads), part: Some(part), .. } = space else {
+            unreachable!("only a divided model computes more rows of logits than it samples at a time")
+        };
+        let rows: Vec<u32> = rows.map(|row| row as u32).collect();
+        device.select(heads, &rows, part)
+    }
+
+    /// Gathers the parts of the logits of all ranks into `space.logits`, unless one rank has computed them.
+    pub(crate) fn gather_logits<C: Communicator<D>>(
+        &self,
+        device: &D,
+        comm: &C,
+        space: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
+        match &space.part {
+            None => Ok(()),
+            Some(part) => comm.all_gather(device, part, &mut space.logits),
+        }
+    }
+
+    /// Applies sampling parameters to this rank's part of the logits, and gathers only the largest of each
     /// rank into `space.shortlists`. Only for a sharded model.
     pub(crate) fn shortlists<C: Communicator<D>>(
         &self,
@@ -294,7 +336,6 @@ impl<D: Device> Model<D> {
         rows: &RowsToSample<'_>,
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.lm_head(device, rows.rows, space)?;
         let Workspace { part: Some(part), shortlists: Some(lists), .. } = space else {
             unreachable!("a divided model has buffers for a rank's part of the logits")
         };
@@ -304,18 +345,6 @@ impl<D: Device> Model<D> {
         comm.all_gather(device, &lists.own, &mut lists.all)
     }
 
-    /// Computes this rank's logits into `space.part`, or into `space.logits` if there is one rank.
-    fn lm_head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
-        let head = match &self.head {
-            Head::Embedding => &self.embedding,
-            Head::Own(head) => head,
-            Head::Reward(_) => unreachable!("a model with a reward head has no logits"),
-        };
-        device.select(&space.residual, rows, &mut space.selected)?;
-        device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
-        let own = space.part.as_mut().unwrap_or(&mut space.logits);
-        device.linear(&space.last, &head.matrix, own)
-    }
     /// Computes the reward head after some rows of the last forward pass, at most [`LOGIT_ROWS`]. Returns its
     /// values row by row, after waiting for them. Every rank has the whole head and the same residual stream,
     /// so every rank returns the same bits.

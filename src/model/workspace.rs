@@ -11,6 +11,17 @@ use crate::device::{
 /// sequences or of scored prompt tokens.
 pub const LOGIT_ROWS: usize = 64;
 
+/// Maximum rows that one product with a rank's share of the LM head computes. With a step's rows in one
+/// product, the head is read once.
+pub(crate) const HEAD_ROWS: usize = 256;
+
+/// Rows that one product with the LM head computes, in steps of at most `slots` sequences. `config` is one
+/// rank's share. One rank alone computes all logits into the widest buffer.
+fn head_rows(config: &ModelConfig, ranks: usize, slots: usize) -> usize {
+    let divided = ranks > 1 && config.reward.is_none();
+    if divided { slots.clamp(LOGIT_ROWS, HEAD_ROWS) } else { LOGIT_ROWS }
+}
+
 /// The buffers of a forward pass. The results of a layer's products are BF16 if their inputs are E4M3.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
@@ -32,10 +43,15 @@ pub struct Workspace<D: Device> {
     pub(super) ffn: Floats<D>,
     /// Output of the activation \[rows, ffn\].
     pub(super) activated: D::Acts,
-    /// Rows selected for logits \[LOGIT_ROWS, hidden\].
+    /// Rows that one product with the LM head computes.
+    pub(crate) head_rows: usize,
+    /// Rows selected for logits \[head_rows, hidden\].
     pub(super) selected: Floats<D>,
     pub(super) last: D::Acts,
-    /// This rank's logits \[LOGIT_ROWS, share of the vocabulary\]; `None` with one rank or a reward head.
+    /// This rank's logits \[head_rows, share of the vocabulary\]; `None` if `part` has as many rows.
+    pub(super) heads: Option<Floats<D>>,
+    /// This rank's logits of the rows that are sampled at a time \[LOGIT_ROWS, share of the vocabulary\];
+    /// `None` with one rank or a reward head.
     pub(super) part: Option<Floats<D>>,
     /// The largest logits; `None` with one rank or a reward head.
     pub(crate) shortlists: Option<Shortlists<D>>,
@@ -120,13 +136,16 @@ impl StepBytes {
         let deltas = product(padded(rows, ranks), 2 * hidden * result_bytes);
         let exchanged = sum([floats(rows, hidden), deltas, acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
+        let head_rows = head_rows(config, ranks, slots);
+        let heads = if head_rows > LOGIT_ROWS { floats(head_rows, config.vocab) } else { 0 };
         let own = sum([
             step_tables(layout, rows, config.max_positions),
             results(qkv + ffn),
             acts(rows, attended),
             acts(rows, activated),
-            floats(LOGIT_ROWS, hidden),
-            acts(LOGIT_ROWS, hidden),
+            floats(head_rows, hidden),
+            acts(head_rows, hidden),
+            heads,
             product(slots, 4),
         ]);
         let shared = match &config.reward {
@@ -186,7 +205,8 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
         let inputs = product(room.rows.checked_next_power_of_two().unwrap_or(usize::MAX), widest);
         sum([largest as u64, inputs, layout.library_workspace as u64])
     };
-    let stage = product(room.rows, hidden.max(attended).max(activated)).max((LOGIT_ROWS * hidden) as u64);
+    let head_rows = head_rows(config, room.ranks, room.slots);
+    let stage = product(room.rows, hidden.max(attended).max(activated)).max((head_rows * hidden) as u64);
     let stage = stage.saturating_mul(layout.act_stage as u64);
     let vocab = output_cols(config, room.ranks);
     let logits = vocab * layout.sample_logit + vocab.div_ceil(32) * layout.sample_word;
@@ -202,6 +222,7 @@ impl<D: Device> Workspace<D> {
     pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (output_cols(config, ranks), ranks > 1 && config.reward.is_none());
+        let head_rows = head_rows(config, ranks, slots);
         let capacity = StepCapacity {
             rows,
             max_positions: config.max_positions,
@@ -235,8 +256,10 @@ impl<D: Device> Workspace<D> {
             attended: acts("attended", rows, attended)?,
             ffn: results("ffn", rows, ffn)?,
             activated: acts("activated", rows, activated)?,
-            selected: floats("selected", LOGIT_ROWS, hidden)?,
-            last: acts("last", LOGIT_ROWS, hidden)?,
+            head_rows,
+            selected: floats("selected", head_rows, hidden)?,
+            last: acts("last", head_rows, hidden)?,
+            heads: (head_rows > LOGIT_ROWS).then(|| floats("heads", head_rows, config.vocab)).transpose()?,
             part: divided.then(|| floats("part", LOGIT_ROWS, config.vocab)).transpose()?,
             shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose().map_err(listed)?,
             logits: floats("logits", LOGIT_ROWS, vocab)?,

@@ -122,25 +122,43 @@ impl<D: Device> Decoder<D> {
         let divided = self.model.is_divided();
         let (short, whole): (Vec<_>, Vec<_>) =
             wanting.into_iter().partition(|wanted| divided && wanted.sampling.is_short());
-        let short = short.chunks(LOGIT_ROWS).map(|piece| (piece, true));
-        let pieces = short.chain(whole.chunks(LOGIT_ROWS).map(|piece| (piece, false)));
+        let head_rows = self.space.head_rows;
+        let short = short.chunks(head_rows).map(|rows| (rows, true));
+        let groups = short.chain(whole.chunks(head_rows).map(|rows| (rows, false)));
         let mut sampled = Vec::new();
-        for (piece, is_short) in pieces {
-            let wanted: Vec<u32> = piece.iter().map(|wanted| wanted.residual).collect();
-            let rows: Vec<SampleRow<'_>> = piece.iter().map(|wanted| wanted.sampling.clone()).collect();
-            let (space, vocab) = (&mut self.space, self.vocab);
-            if is_short {
-                let wanted = RowsToSample { rows: &wanted, sampling: &rows, vocab };
-                self.model.shortlists(device, comm, &wanted, space)?;
-                let lists = space.shortlists.as_ref().expect("a divided model has them");
-                device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)?;
-            } else {
-                self.model.logits(device, comm, &wanted, space)?;
-                let source = SampleSource::Logits { logits: &space.logits, vocab };
-                device.sample(source, &rows, &mut space.step)?;
+        for (group, is_short) in groups {
+            let wanted: Vec<u32> = group.iter().map(|wanted| wanted.residual).collect();
+            self.model.head(device, &wanted, &mut self.space)?;
+            for (index, piece) in group.chunks(LOGIT_ROWS).enumerate() {
+                if group.len() > LOGIT_ROWS {
+                    let first = index * LOGIT_ROWS;
+                    self.model.select_part(device, first..first + piece.len(), &mut self.space)?;
+                }
+                self.sample_piece(device, comm, piece, is_short)?;
+                sampled.push(piece.iter().map(|wanted| wanted.row).collect());
             }
-            sampled.push(piece.iter().map(|wanted| wanted.row).collect());
         }
         Ok(sampled)
+    }
+
+    /// Launches the sampling of tokens from this rank's part of the logits. `is_short`: from shortlists.
+    fn sample_piece<C: Communicator<D>>(
+        &mut self,
+        device: &D,
+        comm: &C,
+        piece: &[ToSample<'_>],
+        is_short: bool,
+    ) -> Result<(), DeviceError> {
+        let rows: Vec<SampleRow<'_>> = piece.iter().map(|wanted| wanted.sampling.clone()).collect();
+        let (space, vocab) = (&mut self.space, self.vocab);
+        if is_short {
+            self.model.shortlists(device, comm, &RowsToSample { sampling: &rows, vocab }, space)?;
+            let lists = space.shortlists.as_ref().expect("a divided model has them");
+            device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)
+        } else {
+            self.model.gather_logits(device, comm, space)?;
+            let source = SampleSource::Logits { logits: &space.logits, vocab };
+            device.sample(source, &rows, &mut space.step)
+        }
     }
 }

@@ -1,5 +1,5 @@
-//! Tests of the emulator of asynchronous operations, in programs of their own. One is the probe of a GPU
-//! (`benches/gpu/probe.cu`), of which the emulator runs the checks.
+//! Tests of the emulator of asynchronous operations and of clusters, in programs of their own. One is the
+//! probe of a GPU (`benches/gpu/probe.cu`), of which the emulator runs the checks.
 
 use std::path::Path;
 use std::process::Command;
@@ -27,6 +27,15 @@ fn products_have_their_values_and_faults_of_a_pipeline_show() {
     compile("tests/host/async.cpp", &program);
     let (status, report) = run(&mut Command::new(&program));
     assert!(status == Some(0) && report.ends_with("cases are as expected\n"), "{status:?}: {report}");
+}
+
+#[test]
+fn rows_over_a_cluster_have_the_bits_of_one_block() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("slices");
+    compile("tests/host/slices.cpp", &program);
+    let (status, report) = run(&mut Command::new(&program));
+    assert!(status == Some(0) && report.ends_with("have the bits of one block\n"), "{status:?}: {report}");
 }
 
 #[test]

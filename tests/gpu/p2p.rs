@@ -2,6 +2,7 @@
 //! of steps and as over threads; and errors that name a rank that stalls or ends.
 
 mod parts;
+mod slices;
 
 use std::path::Path;
 use std::sync::mpsc::channel;

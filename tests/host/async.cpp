@@ -15,6 +15,7 @@
 #include "../../kernels/host/numbers.cpp"
 #include "../../kernels/host/products.cpp"
 #include "cluster.h"
+#include "exchange.h"
 #include "pipeline.h"
 
 namespace {
@@ -224,6 +225,7 @@ std::string in_registers(bool descending) {
 
 #define E4M3(fault, expected) {#fault, expected, e4m3<fault>}
 #define CLUSTER(fault, expected) {"cluster: " #fault, expected, in_cluster<ClusterFault::fault>}
+#define EXCHANGE(fault, expected) {"exchange: " #fault, expected, exchanged<ExchangeFault::fault>}
 #define IN_REGISTERS(fault, expected) {#fault " (registers)", expected, in_registers<fault>}
 constexpr Case cases[] = {
     {"E4M3", "right", products<Kind::e4m3>},
@@ -288,6 +290,17 @@ constexpr Case cases[] = {
     CLUSTER(odd_grid, "a grid that is not of whole clusters"),
     CLUSTER(copy_before_wait, "a copy before wait_for_earlier"),
     CLUSTER(no_wait_of_a_warp, "a thread ended without wait_for_earlier"),
+    EXCHANGE(none, "right"),
+    EXCHANGE(no_sync_before, "a barrier "),
+    EXCHANGE(no_wait, " ended"),
+    EXCHANGE(late_wait, "NaN"),
+    EXCHANGE(same_place, "a copy into the target of a copy in flight"),
+    EXCHANGE(write_in_flight, "a thread wrote to the target of a copy in flight"),
+    EXCHANGE(fewer_bytes, " bytes"),
+    EXCHANGE(more_bytes, "lacks 0 of 1 arrivals and 4 bytes"),
+    EXCHANGE(to_no_block, "a store in a block that the cluster does not have"),
+    EXCHANGE(outside, "an access to another block outside of dynamic shared memory"),
+    EXCHANGE(other_barrier, "a barrier that was not initialised"),
 };
 
 // Runs a case in a process of its own and returns what it writes.

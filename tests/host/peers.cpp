@@ -27,8 +27,13 @@ namespace {
 constexpr uint32_t ranks = MAX_RANKS, cols = 64, max_rows = 9;
 // Rows of a rank's deltas: the parts of all ranks for the rows that it sums.
 constexpr uint32_t delta_rows = 16;
-// Rows of the largest sum with packets, and its packets.
-constexpr uint32_t packet_rows = 2, capacity = packet_rows * cols / 8;
+// Rows of the largest sum with packets; their columns, which two blocks of a cluster have; and its packets.
+constexpr uint32_t packet_rows = 2, packet_cols = 512, capacity = packet_rows * packet_cols / 8;
+// Elements of the buffers of all sums.
+constexpr uint32_t elements = delta_rows * cols;
+static_assert(packet_rows * packet_cols <= elements && max_rows * cols <= elements);
+
+constexpr uint32_t cols_of(uint32_t rows) { return rows <= packet_rows ? packet_cols : cols; }
 
 struct Rank {
     Mailbox mailbox = {};
@@ -47,10 +52,11 @@ enum class Fault { none, same_deltas, early };
 std::vector<Rank> all(ranks);
 uint32_t words[1 + MAX_RANKS];
 
-// Launches two blocks of 32 threads.
+// Launches two blocks of 32 threads, or two clusters of `cluster` blocks.
 template <typename P>
-void launch(const char* name, void (*kernel)(const void*), const P& params, uint32_t shared) {
-    const OctantLaunch launch{name, kernel, &params, {2, 1, 1}, 32, shared, 0};
+void launch(const char* name, void (*kernel)(const void*), const P& params, uint32_t shared,
+            uint32_t cluster = 1) {
+    const OctantLaunch launch{name, kernel, &params, {2 * cluster, 1, 1}, 32, shared, 0, cluster};
     octant_launch(&launch);
 }
 
@@ -65,16 +71,16 @@ Peers peers_of(uint32_t rank) {
 }
 
 void fill(std::vector<float>& floats, uint32_t rows, uint32_t seed) {
-    for (uint32_t i = 0; i < rows * cols; ++i) {
+    for (uint32_t i = 0; i < rows * cols_of(rows); ++i) {
         floats[i] = static_cast<float>((i * 7919 + seed * 104729) % 10007) / 3001.0f - 1.7f;
     }
 }
 
 void fill(std::vector<uint16_t>& halves, uint32_t rows, uint32_t seed) {
-    std::vector<float> floats(rows * cols);
+    std::vector<float> floats(elements);
     fill(floats, rows, seed);
     // Some words are those of packets that have not been written.
-    for (uint32_t i = 0; i < rows * cols; ++i) {
+    for (uint32_t i = 0; i < rows * cols_of(rows); ++i) {
         halves[i] = i % 16 / 2 == 3 ? 0x8000 : static_cast<uint16_t>(bf16x2(floats[i], 0.0f));
     }
 }
@@ -131,8 +137,8 @@ void reduce(uint32_t rank, uint32_t rows, bool adds, bool pushed) {
     p.base = adds ? reinterpret_cast<float4*>(all[rank].residual.data()) : nullptr;
     // By rows, like the two-shot mode.
     const uint32_t each = adds ? 8 : 4;
-    p.first = first_row(rank, rows) * cols / each;
-    p.last = first_row(rank + 1, rows) * cols / each;
+    p.first = first_row(rank, rows) * cols_of(rows) / each;
+    p.last = first_row(rank + 1, rows) * cols_of(rows) / each;
     launch("reduce", octant_reduce, p, 0);
 }
 
@@ -159,7 +165,7 @@ void reduce_norm(uint32_t rank, uint32_t rows, uint32_t turn, bool two_shot) {
 }
 
 void packet_norm(uint32_t rank, uint32_t rows, uint32_t turn) {
-    static const std::vector<float> weight(cols, 0.5f);
+    static const std::vector<float> weight(packet_cols, 0.5f);
     PacketNormParams p{};
     p.peers = peers_of(rank);
     for (uint32_t i = 0; i < ranks; ++i) p.packets[i] = all[i].packets.data();
@@ -169,11 +175,12 @@ void packet_norm(uint32_t rank, uint32_t rows, uint32_t turn) {
     auto* values = reinterpret_cast<unsigned char*>(all[rank].values.get());
     p.out = {values, all[rank].scales.data(), 1, 1.0f, (rows + 7) / 8 * 8, 0};
     p.rows = rows;
-    p.cols = cols;
+    p.cols = packet_cols;
     p.eps = 1e-5f;
     p.capacity = capacity;
-    p.copied = turn % 2;
-    launch("packet_norm", octant_packet_norm, p, 8 * cols);
+    p.threads = packet_cols / 8;
+    // A block has a slot for each of its threads.
+    launch("packet_norm", octant_packet_norm, p, SliceExchange::BYTES + 2 * 32 * 32, SLICES);
 }
 
 void gather(uint32_t rank, uint32_t rows) {
@@ -189,10 +196,11 @@ void gather(uint32_t rank, uint32_t rows) {
 // Reads the reduced rows, like the next operation of a step.
 float read(uint32_t rank, uint32_t rows) {
     float sum = 0.0f;
-    // The only chunk of the rows.
-    static_assert(cols <= CHUNK);
     const auto* codes = reinterpret_cast<const unsigned char*>(all[rank].values.get());
-    for (uint32_t i = 0; i < rows * CHUNK; ++i) sum += static_cast<float>(codes[i]);
+    for (uint32_t chunk = 0; chunk < (cols_of(rows) + CHUNK - 1) / CHUNK; ++chunk) {
+        const unsigned char* first = codes + chunk * ((rows + 7) / 8 * 8) * CHUNK;
+        for (uint32_t i = 0; i < rows * CHUNK; ++i) sum += static_cast<float>(first[i]);
+    }
     for (uint32_t row = 0; row < rows; ++row) sum += all[rank].scales[row];
     return sum;
 }
@@ -225,7 +233,7 @@ float steps(uint32_t rank, Fault fault) {
         }
         if (rows > 4) push(rank, rows, 1);
         reduce(rank, rows, true, rows > 4);
-        for (uint32_t i = 0; i < rows * cols; ++i) sums += all[rank].residual[i];
+        for (uint32_t i = 0; i < rows * cols_of(rows); ++i) sums += all[rank].residual[i];
         for (uint32_t piece = 0; piece < 2; ++piece) {
             fill(all[rank].part, rows, rank + piece);
             gather(rank, rows);
@@ -242,12 +250,13 @@ int main(int count, char** arguments) {
     if (count > 1) fault = std::strcmp(arguments[1], "early") == 0 ? Fault::early : Fault::same_deltas;
     for (Rank& rank : all) {
         rank.pushed.resize(max_rows * cols);
-        for (auto* floats : {&rank.residual, &rank.part}) floats->resize(max_rows * cols);
-        for (auto& delta : rank.deltas) delta.resize(delta_rows * cols);
+        for (auto* floats : {&rank.residual, &rank.part}) floats->resize(elements);
+        for (auto& delta : rank.deltas) delta.resize(elements);
         rank.whole.resize(max_rows * cols * ranks);
         rank.scales.resize(max_rows);
         rank.packets.resize(3 * ranks * capacity, make_uint4(EMPTY, EMPTY, EMPTY, EMPTY));
-        rank.values = std::make_unique<uint4[]>((max_rows + 7) / 8 * 8 * CHUNK / 16);
+        rank.values = std::make_unique<uint4[]>(8 * packet_cols / 16);
+        static_assert(8 * packet_cols >= (max_rows + 7) / 8 * 8 * CHUNK);
     }
     std::vector<float> sums(ranks);
     std::vector<std::thread> threads;

@@ -2,6 +2,7 @@
 //! time.
 
 mod grammars;
+mod many_rows;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;

@@ -408,11 +408,11 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
-        let cols = residual.cols;
+    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+        let cols = from.cols;
         let target = out.resize(rows.len());
         for (row, target) in rows.iter().zip(target.chunks_exact_mut(cols)) {
-            target.copy_from_slice(residual.row(*row as usize));
+            target.copy_from_slice(from.row(*row as usize));
         }
         Ok(())
     }

@@ -386,8 +386,8 @@ impl Device for Cuda {
         add::run(self, parts, x)
     }
 
-    fn select(&self, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
-        select::run(self, residual, rows, out)
+    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+        select::run(self, from, rows, out)
     }
 
     fn reward_head(

@@ -240,6 +240,11 @@ impl Peers {
         pieces.clamp(1, self.own.group.blocks)
     }
 
+    /// The number of clusters of `size` blocks for `pieces` independent pieces of work: at least one.
+    pub(super) fn clusters(&self, pieces: usize, size: usize) -> usize {
+        pieces.clamp(1, self.own.group.blocks / size)
+    }
+
     /// This rank's share of `count` items.
     pub(super) fn own_share(&self, count: usize) -> Range<usize> {
         self.share_of(self.own.rank, count)

@@ -85,7 +85,7 @@ impl Peers {
 }
 
 /// Bytes of shared memory for the weights and biases of a norm beside a row; 0 if they do not fit.
-pub(super) fn weight_bytes(norm: &Norm<Cuda>, cols: usize) -> usize {
+fn weight_bytes(norm: &Norm<Cuda>, cols: usize) -> usize {
     let bytes = if norm.bias.is_some() { 8 * cols } else { 4 * cols };
     if 4 * cols + bytes <= MAX_SHARED { bytes } else { 0 }
 }

@@ -6,7 +6,7 @@ use crate::device::DeviceError;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct SelectParams {
-    residual: u64,
+    from: u64,
     rows: u64,
     out: u64,
     cols: u32,
@@ -14,17 +14,17 @@ struct SelectParams {
 }
 const _: () = assert!(size_of::<SelectParams>() == 32);
 
-pub(super) fn run(cuda: &Cuda, residual: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
-    let cols = residual.cols;
+pub(super) fn run(cuda: &Cuda, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+    let cols = from.cols;
     assert_eq!(out.cols, cols, "columns of the selected rows");
-    let known = residual.rows;
+    let known = from.rows;
     assert!(rows.iter().all(|row| (*row as usize) < known), "rows {rows:?} of {known}");
     let scratch = cuda.scratch();
     let buffer = scratch.rows.as_ref().expect("a step was made before rows are selected");
     buffer.write(0, rows)?;
     out.set_rows(rows.len());
     let params = SelectParams {
-        residual: residual.data.f32().address(),
+        from: from.data.f32().address(),
         rows: buffer.address(),
         out: out.data.f32().address(),
         cols: cols as u32,

@@ -14,17 +14,30 @@ use crate::device::reward::reward_golden;
 const ROWS: usize = 96;
 const SLOTS: usize = 5;
 
+/// More sequences than rows of logits at a time.
+const MANY_SLOTS: usize = 90;
+
 /// Loads one rank, allocates its buffers and its KV cache, and compares each with the plan.
 fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
-    agrees_with_head(dir, ranks, form, HeadDtype::Bf16);
+    for slots in [SLOTS, MANY_SLOTS] {
+        agrees_with(dir, ranks, form, Variant { head_dtype: HeadDtype::Bf16, slots });
+    }
 }
 
-fn agrees_with_head(dir: &Path, ranks: usize, form: (Precision, KvDtype), head_dtype: HeadDtype) {
+/// How a model is served.
+#[derive(Clone, Copy)]
+struct Variant {
+    head_dtype: HeadDtype,
+    slots: usize,
+}
+
+fn agrees_with(dir: &Path, ranks: usize, form: (Precision, KvDtype), variant: Variant) {
+    let Variant { head_dtype, slots } = variant;
     let config = ModelConfig { head_dtype, ..ModelConfig::from_dir(dir).unwrap() };
     let share = config.share(ranks).unwrap();
-    let room = StepRoom { ranks, rows: ROWS, slots: SLOTS, deterministic: true };
+    let room = StepRoom { ranks, rows: ROWS, slots, deterministic: true };
     let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
-    let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, SLOTS).unwrap();
+    let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, slots).unwrap();
 
     let device = Cpu::new(CpuOptions { threads: 2, ..Default::default() }).unwrap();
     let (shard, what) = (Shard { rank: 0, ranks }, format!("{} over {ranks}, {form:?}", dir.display()));
@@ -33,7 +46,7 @@ fn agrees_with_head(dir: &Path, ranks: usize, form: (Precision, KvDtype), head_d
     assert_eq!(weights, needs.weights, "weights of {what}");
     assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
 
-    let space = Workspace::new(&device, &model, ROWS, SLOTS).unwrap();
+    let space = Workspace::new(&device, &model, ROWS, slots).unwrap();
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
     let bytes = StepBytes::new(&share, &Cpu::LAYOUT, form.0, &room);
@@ -59,7 +72,8 @@ fn allocations_match_the_memory_plan() {
 fn allocations_with_an_fp8_head_match_the_memory_plan() {
     for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 2)] {
         for precision in [Precision::Fp8, Precision::None] {
-            agrees_with_head(&fixture(name), ranks, (precision, KvDtype::Fp8), HeadDtype::Fp8);
+            let variant = Variant { head_dtype: HeadDtype::Fp8, slots: SLOTS };
+            agrees_with(&fixture(name), ranks, (precision, KvDtype::Fp8), variant);
         }
     }
 }

@@ -7,7 +7,7 @@ use octant::model::{ModelConfig, Precision};
 use octant::runner::{MemoryNeeds, WeightBytes, token_bytes};
 
 use super::{bare, cost, decode, h100, model_340b, printed};
-use octant::cost::{RowShape, StepTime};
+use octant::cost::{Hardware, RowShape, StepTime};
 
 const NAMES: [&str; 4] = ["QKV", "O", "up", "down"];
 
@@ -125,9 +125,9 @@ const FLOORS: [Floors; 6] = [
 ];
 
 /// Counts the LM head like the tables: read once, with FP8 products, as part of the layers.
-fn with_the_head(time: StepTime, batch: usize) -> StepTime {
+fn with_the_head(time: StepTime) -> StepTime {
     StepTime {
-        weights: time.weights + time.head_weights / batch.div_ceil(64) as f64,
+        weights: time.weights + time.head_weights,
         products: time.products + time.head_products / 2.0,
         head_weights: 0.0,
         head_products: 0.0,
@@ -144,7 +144,7 @@ fn floors_of_decode_steps() {
         let models = models.map(|(kv, read)| cost(kv, bare(read, 1.4e15)));
         for (context, floors) in [1024, 2048, 4096].into_iter().zip(contexts) {
             for (model, ms) in models.iter().zip(floors) {
-                let time = with_the_head(decode(model, batch, context), batch);
+                let time = with_the_head(decode(model, batch, context));
                 printed(&format!("{batch} × {context}"), (time.weights + time.kv) * 1e3, ms, 0.01);
                 // The smallest kernel variant multiplies 8 rows.
                 let products = time.products * batch as f64 / batch.max(8) as f64;
@@ -156,15 +156,12 @@ fn floors_of_decode_steps() {
         // F32.
         let elements = (batch * 18432) as f64;
         printed(&format!("{batch} message"), 2.0 * elements / 1e6, message, 0.001);
-        // At this rate of memory no time is saved by reading weights while ranks add.
-        let messages = cost(KvDtype::Fp8, bare(1e30, 1.4e15));
+        // At these rates no time is saved by reading weights while ranks add, and no part is sent while a
+        // product runs.
+        let messages = cost(KvDtype::Fp8, Hardware { l2: 1e30, ..bare(1e30, 1e30) });
         let reduce = decode(&messages, batch, 1024).reduce * 1e12;
-        // A rank also reads the parts of a two-shot sum from L2, at 1e18 bytes per second.
-        let block = (2.0 * elements).min((1.5 * elements).max(512e3) + 2e-6 * elements);
-        // Blocks compute whole tiles of attention output from 129 rows on: three for 256 rows, two of which
-        // are sent while the product runs.
-        let sent = if batch == 256 { elements * 2.0 / 3.0 } else { 0.0 };
-        let expected = 191.0 * block - 95.5 * sent + (4.0 + 3.0) * elements;
+        let block = (2.0 * elements).min((1.5 * elements).max(512e3));
+        let expected = 191.0 * block + (4.0 + 3.0) * elements;
         assert!((reduce / expected - 1.0).abs() < 1e-9, "{batch}: {reduce} instead of {expected}");
     }
     assert_eq!((1.4e15_f64 / (3.0e12 * 2.0)) as usize, 233, "rows at the ridge");
@@ -185,7 +182,7 @@ fn floors_of_decode_steps_with_communication() {
     ];
     let (floor, ours) = (cost(KvDtype::Fp8, bare(3.0e12, 1.4e15)), cost(KvDtype::Fp8, h100()));
     for (batch, reduce_ms, step_ms, per_second, unit) in table {
-        let time = with_the_head(decode(&floor, batch, 2048), batch);
+        let time = with_the_head(decode(&floor, batch, 2048));
         // The published floors have no arithmetic of attention. Ours exceeds its reads where rows are few,
         // since it multiplies whole splits.
         let step = StepTime { reduce: reduce_ms * 1e-3, gather: 0.0, attention: 0.0, ..time }.total();
@@ -230,11 +227,12 @@ fn floors_of_prefill_steps() {
         printed(&format!("{tokens} GB"), 192.0 * message / 1e9, gb, 0.1);
         // The server sums BF16 values and passes the results on as E4M3: a quarter fewer bytes than BF16 both
         // ways. The sum after the embedding is F32, and the one after the last layer is passed on as F32.
-        // Half of the traffic of an all-reduce of BF16 passes while the products run, but for the results of
-        // the last round. The parts are read from L2 at 1e18 bytes per second.
+        // Half of the traffic of an all-reduce of BF16 passes while the products run, but for 512 kB, which
+        // are taken as latency, and for the results of the last round. The parts are read from L2 at 1e18
+        // bytes per second.
         let time = cost(KvDtype::Fp8, bare(3.0e12, 1e15)).step([row]);
-        let hidden = 0.5 * (1.0 - 1.0 / rounds);
-        let expected = (191.0 * (0.75 - hidden + 1e-6) + 2.0 + 1.5) * message;
+        let hidden = 0.5 * (1.0 - 1.0 / rounds) * (message - 512e3);
+        let expected = (191.0 * (0.75 + 1e-6) + 2.0 + 1.5) * message - 191.0 * hidden;
         assert!((time.reduce * 1e12 / expected - 1.0).abs() < 1e-9, "{tokens}: {}", time.reduce);
     }
 }

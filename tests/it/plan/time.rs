@@ -13,8 +13,8 @@ fn parts_of_sums_are_sent_while_products_run() {
     let message = 2048.0 * 18432.0 * 2.0;
     let [slow, fast] = [1e15, 1e18].map(|rate| cost(KvDtype::Fp8, bare(3.0e12, rate)));
     let after = (191.0 * 0.75 + 2.0 + 1.5) * message;
-    // 17 of 18 parts of half an all-reduce, if the products take long enough.
-    let hidden = 191.0 * 0.5 * 17.0 / 18.0 * message;
+    // 17 of 18 parts of half an all-reduce, without its latency, if the products take long enough.
+    let hidden = 191.0 * 0.5 * 17.0 / 18.0 * (message - 512e3);
     let sent = after - reduce(slow);
     assert!((sent / hidden - 1.0).abs() < 1e-5, "{sent} of {hidden}");
     // With products of no time, reading the weights of attention output hides part of it, 42.5 MB at 3e12
@@ -108,38 +108,117 @@ fn shares_are_looked_up_by_kernel_limit_and_rows() {
     assert!(flop / (step.staging + step.cuts) <= most, "{}", flop / (step.staging + step.cuts));
 }
 
-#[test]
-fn products_read_weights_while_ranks_add_few_rows() {
-    let h100 = h100();
-    let cost = cost(KvDtype::Fp8, h100.clone());
-    let reduce = |rows: u32| cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).reduce;
-    let sums = |rows: u32| {
-        let elements = f64::from(rows * 18432);
-        let seconds = |each: f64| h100.all_reduce_seconds(each * elements);
-        191.0 * seconds(2.0) + seconds(4.0) + seconds(3.0)
-    };
-    // QKV and the first MLP product: 12 stages of 16 KiB on each multiprocessor but one per row.
-    for rows in [1, 4] {
-        let bytes = f64::from((132 - rows) * 12 * (16 << 10));
-        let early = 0.8 * 96.0 * 2.0 * bytes / (3.35e12 * 0.813);
-        assert!((sums(rows) - early - reduce(rows)).abs() < 1e-9, "{rows}: {}", reduce(rows));
+/// When the tiles of a product whose work is spread are complete, as shares of its time: 132 blocks compute
+/// equal numbers of chunks, every second one from its last tile back to its first.
+fn completions(tiles: usize, chunks: usize) -> Vec<f64> {
+    let part = (tiles * chunks) as f64 / 132.0;
+    let mut last = vec![0.0_f64; tiles];
+    for block in 0..132 {
+        let own = block * tiles * chunks / 132..(block + 1) * tiles * chunks / 132;
+        let mut order: Vec<Vec<usize>> = (0..tiles)
+            .map(|tile| own.clone().filter(|chunk| chunk / chunks == tile).collect())
+            .filter(|segment: &Vec<usize>| !segment.is_empty())
+            .collect();
+        if block % 2 == 1 {
+            order.reverse();
+        }
+        for (done, chunk) in order.into_iter().flatten().enumerate() {
+            last[chunk / chunks] = last[chunk / chunks].max((done + 1) as f64 / part.ceil());
+        }
     }
-    // One multiprocessor for each of 132 rows: none is free.
-    let at_rate = |read, rows| {
-        let cost = super::cost(KvDtype::Fp8, Hardware { read, ..h100.clone() });
-        cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).reduce
-    };
-    assert!(at_rate(1e12, 64) < at_rate(3e12, 64));
-    assert_eq!(at_rate(1e12, 132), at_rate(3e12, 132));
+    last.sort_by(f64::total_cmp);
+    last
 }
 
 #[test]
-fn the_head_is_read_once_per_64_rows_of_logits() {
+fn half_of_the_tiles_are_sent_while_a_product_is_spread() {
+    // MLP down of a rank, and attention output: 144 tiles of 72 and of 18 chunks.
+    let early = |chunks| completions(144, chunks).iter().filter(|at| **at < 0.93).count();
+    assert!(early(72) >= 66 && early(18) >= 66, "{} and {}", early(72), early(18));
+    let row = RowShape { tokens: 128, position: 0, logits: 0 };
+    let elements = 128.0 * 18432.0;
+    let sending = (2.0 * elements - 512e3) / 2.0 * 1e-12;
+    // Products that take three times as long as sending, in all and per chunk.
+    let time = 3.0 * sending;
+    let rate = 2.0 * 128.0 * 18432.0 * 9216.0 / time;
+    let reduce = cost(KvDtype::Fp8, Hardware { l2: 1e30, ..bare(1e30, rate) }).step([row]).reduce;
+    let unhidden = |chunks, time: f64| {
+        let ready = completions(144, chunks);
+        // One tile is sent after the other.
+        ready.iter().fold(0.0, |end: f64, at| end.max(at * time) + sending / 144.0) - time
+    };
+    // The busiest block of MLP down has 79 chunks, and the mean 78.5; of attention output 20, and 19.6.
+    let [down, output] = [(72, time, 79.0 / 78.545_454), (18, time / 4.0, 20.0 / 19.636_363)]
+        .map(|(chunks, time, uneven)| unhidden(chunks, time * uneven));
+    let parts = 191.0 / 2.0 * (2.0 * 1.5 * elements * 1e-12 - 2.0 * sending + down + output);
+    let expected = parts + (4.0 + 3.0) * elements * 1e-12;
+    assert!((reduce / expected - 1.0).abs() < 1e-6, "{reduce}, expected {expected}");
+    assert!(down + output < 1.3 * sending, "{down} and {output} of {sending}");
+}
+
+#[test]
+fn products_read_weights_while_ranks_add() {
+    let fast = Hardware { read: 7e12, l2: 1e30, ..h100() };
+    let reduce = |gpu: &Hardware, rows: u32| {
+        cost(KvDtype::Fp8, gpu.clone()).step([RowShape { tokens: rows, position: 0, logits: 0 }]).reduce
+    };
+    let sums = |gpu: &Hardware, rows: u32| {
+        let elements = f64::from(rows * 18432);
+        let seconds = |each: f64| gpu.all_reduce_seconds(each * elements);
+        191.0 * seconds(2.0) + seconds(4.0) + seconds(3.0)
+    };
+    // QKV and the first MLP product: 12 stages and 8 more chunks of 16 KiB on each multiprocessor. A row
+    // keeps four, and those that start late keep the others waiting like 26.
+    for (rows, late) in [(1, 26), (4, 26)] {
+        let bytes = f64::from((132 - late) * 20 * (16 << 10));
+        let early = 96.0 * 2.0 * bytes / (7e12 * 0.813);
+        let got = sums(&fast, rows) - reduce(&fast, rows);
+        assert!((got - early).abs() < 1e-9, "{rows}: {got}, expected {early}");
+    }
+    // At the rate of an H100 they read during the whole sum, but for the time of a launch.
+    let h100 = h100();
+    let early = 96.0 * 2.0 * (h100.all_reduce_seconds(2.0 * 18432.0) - h100.launch);
+    assert!((sums(&h100, 1) - reduce(&h100, 1) - early).abs() < 1e-9);
+    // Copies from L2 that take as long as reading from memory save nothing, but for what is in the stages.
+    let saved = |l2: f64| {
+        let gpu = Hardware { l2, ..h100.clone() };
+        reduce(&Hardware { read: 1e30, ..gpu.clone() }, 256) - reduce(&gpu, 256)
+    };
+    assert!(saved(8.1e12) > 5e-4, "{}", saved(8.1e12));
+    assert_eq!(saved(4e12), 0.0);
+}
+
+#[test]
+fn norms_of_few_rows_read_a_slice_of_the_parts() {
+    let h100 = h100();
+    let overhead = |rows: u32, precision| {
+        let cost = CostModel::new(&model_340b(), 8, precision, KvDtype::Fp8, h100.clone()).unwrap();
+        cost.step([RowShape { tokens: rows, position: 0, logits: 0 }]).overhead
+    };
+    let whole = h100.step_overhead + 96.0 * h100.layer_overhead;
+    // BF16 parts of eight ranks: the largest slice has five groups of 128 threads, of 18,432 columns. A
+    // multiprocessor reads at a 132nd of the rate of L2.
+    let bytes = f64::from(8 * 2 * (18432 - 5 * 128 * 8));
+    let sliced = whole - 96.0 * 2.0 * bytes * 132.0 / h100.l2;
+    for (rows, expected) in [(1, sliced), (4, sliced), (17, whole), (64, whole)] {
+        let got = overhead(rows, Precision::Fp8);
+        assert!((got - expected).abs() < 1e-9, "{rows} rows: {got}, expected {expected}");
+    }
+    // F32 parts go by no packets.
+    assert!((overhead(1, Precision::None) - whole).abs() < 1e-9);
+    // A norm takes no negative time.
+    let slow = cost(KvDtype::Fp8, Hardware { l2: 1e11, ..h100.clone() });
+    let least = slow.step([RowShape { tokens: 1, position: 0, logits: 0 }]).overhead;
+    assert!((least - h100.step_overhead).abs() < 1e-9, "{least}");
+}
+
+#[test]
+fn the_head_is_read_once_per_256_rows_of_logits() {
     let cost = cost(KvDtype::Fp8, h100());
-    let head = |logits| cost.step([RowShape { tokens: 128, position: 0, logits }]).head_weights;
+    let head = |logits| cost.step([RowShape { tokens: 512, position: 0, logits }]).head_weights;
     assert_eq!(head(0), 0.0);
-    assert!(head(1) > 0.0 && head(1) == head(64));
-    assert_eq!(head(65), 2.0 * head(64));
+    assert!(head(1) > 0.0 && head(1) == head(32) && head(33) == head(256));
+    assert_eq!(head(257), 2.0 * head(256));
     assert_eq!(cost.step([]), StepTime::default());
 }
 

@@ -84,10 +84,10 @@ fn prompt_tokens(target: TargetItl, decodes: usize, waiting_tokens: usize) -> Op
 fn a_target_limits_the_prompt_tokens_of_a_step() {
     let seconds = TargetItl::Seconds;
     // 10 ms and 0.1 ms per token: 40 ms have room for 300 tokens, of which 10 are of streams.
-    assert_eq!(prompt_tokens(seconds(0.04), 10, 9999), Some(256), "290, in whole blocks of 64");
+    assert_eq!(prompt_tokens(seconds(0.04), 10, 9999), Some(288), "290, in pieces of 32");
     assert_eq!(prompt_tokens(seconds(0.04), 100, 9999), Some(192));
-    assert_eq!(prompt_tokens(seconds(0.001), 10, 9999), Some(64), "prompts are never held back");
-    assert_eq!(prompt_tokens(seconds(0.04), 1000, 9999), Some(64));
+    assert_eq!(prompt_tokens(seconds(0.001), 10, 9999), Some(32), "prompts are never held back");
+    assert_eq!(prompt_tokens(seconds(0.04), 1000, 9999), Some(32));
     assert_eq!(prompt_tokens(seconds(9.0), 10, 9999), None, "the whole step is short enough");
     assert_eq!(prompt_tokens(TargetItl::Off, 10, 9999), None);
     let load = PromptLoad { decodes: 1, waiting_tokens: 1, step_tokens: 2048 };
@@ -98,14 +98,14 @@ fn a_target_limits_the_prompt_tokens_of_a_step() {
 #[test]
 fn without_a_target_steps_are_short_until_prompts_wait_too_long() {
     // A step of 10 streams takes 11 ms; with 110 tokens of prompts it takes twice as long.
-    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 100), Some(64));
+    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 100), Some(96));
     assert_eq!(prompt_tokens(TargetItl::Auto, 300, 100), Some(384), "a step of 300 streams takes 40 ms");
-    // Short steps compute 5,000 tokens a second.
-    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 4_900), Some(64));
+    // Short steps compute 5,000 tokens a second, of 110 tokens each.
+    assert_eq!(prompt_tokens(TargetItl::Auto, 10, 4_900), Some(96));
     let chunk = prompt_tokens(TargetItl::Auto, 10, 5_100).expect("a limit");
     let rate = |tokens: f64| tokens / (0.01 + 0.0001 * tokens);
     assert!(rate(chunk as f64) >= 0.95 * rate(2048.0), "{chunk}");
-    assert!(rate((chunk - 64) as f64) < 0.95 * rate(2048.0), "{chunk} is not the shortest");
+    assert!(rate((chunk - 32) as f64) < 0.95 * rate(2048.0), "{chunk} is not the shortest");
 }
 
 /// Several prompts wait longer where a step takes fewer of their tokens.
