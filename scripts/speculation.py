@@ -57,10 +57,28 @@ QUESTIONS = ["What is the capital of France, and what is it known for?", "How do
              "Write a short poem about rain.",
              "What should I cook with potatoes and eggs?", "Explain what a black hole is to a child.",
              "Who wrote Hamlet, and what is it about?"]
+RECORDS = {
+    "person": {"name": "string", "age": "integer", "occupation": "string", "is_married": "boolean"},
+    "book": {"title": "string", "author": "string", "pages": "integer", "is_fiction": "boolean"},
+    "city": {"name": "string", "country": "string", "population": "integer", "has_airport": "boolean"},
+    "animal": {"species": "string", "weight_in_kilograms": "number", "legs": "integer", "is_wild": "boolean"},
+}
 
 
 def chat(text, **fields):
     return {"messages": [{"role": "user", "content": text}], **fields}
+
+
+def by_schema(record, **fields):
+    """A request for three records as JSON that follows a schema."""
+    properties = {name: {"type": kind} for name, kind in RECORDS[record].items()}
+    one = {"type": "object", "properties": properties, "required": list(properties),
+           "additionalProperties": False}
+    three = {"type": "array", "items": one, "minItems": 3, "maxItems": 3}
+    schema = {"type": "object", "properties": {"records": three}, "required": ["records"],
+              "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": record, "schema": schema, "strict": True}}
+    return chat(f"Invent three examples of a {record}. Answer in JSON.", response_format=form, **fields)
 
 
 def tasks():
@@ -78,6 +96,7 @@ def tasks():
                        for what in FUNCTIONS],
         "chat, greedy": [chat(question, **greedy) for question in QUESTIONS],
         "chat, random": [chat(question, **random) for question in QUESTIONS],
+        "JSON by a schema": [by_schema(record, **kind) for record in RECORDS for kind in (greedy, random)],
     }
 
 

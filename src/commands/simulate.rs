@@ -16,7 +16,7 @@ use crate::hub::{self, Part};
 use crate::launch::cost_inputs::{CostInputs, Overrides, forecast, step_times};
 use crate::launch::devices::GPU_IN_FLIGHT;
 use crate::launch::simulated::usable_memory;
-use crate::model::{ModelConfig, StepRoom};
+use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
 use crate::scheduler::Policy;
 use crate::simulator::replay::{self, Replayed};
@@ -265,17 +265,15 @@ fn scheduler_config(
                 slots: max_num_seqs,
                 deterministic: inputs.deterministic,
             };
-            let needs = |share: &ModelConfig, room: &StepRoom| {
-                MemoryNeeds::new(share, &Layout::CUDA, inputs.precision, inputs.kv, room)
-            };
-            let mut sum = needs(&share, &room);
+            let (layout, precision, kv) = (&Layout::CUDA, inputs.precision, inputs.kv);
+            let mut sum = MemoryNeeds::new(&share, layout, precision, kv, &room);
             if let Some(draft) = &inputs.draft {
                 let share = draft.share(inputs.ranks).map_err(anyhow::Error::msg).context("--speculate")?;
-                sum = sum.beside(&needs(&share, &StepRoom { deterministic: true, ..room }));
+                sum = sum.beside(&MemoryNeeds::of_draft(&share, layout, precision, kv, &room));
             }
             let memory = usable_memory(&inputs.hardware);
-            let kv = args.kv_cache_memory.map(|size| size.0);
-            MemoryPlan::new(sum, memory, kv, max_model_len, max_num_seqs)?.blocks
+            let kv_memory = args.kv_cache_memory.map(|size| size.0);
+            MemoryPlan::new(sum, memory, kv_memory, max_model_len, max_num_seqs)?.blocks
         }
     };
     let requests = args.max_queue_requests.or(r.map(|c| c.max_queue_requests));

@@ -50,7 +50,7 @@ pub enum Event {
 pub struct RecordedRow {
     /// Ids of the sampled tokens.
     pub tokens: SmallVec<[u32; 2]>,
-    /// Drafts that the executor proposed and fed.
+    /// Drafts that the executor fed.
     pub drafts: SmallVec<[u32; 2]>,
     /// Whether a logit or a value of the reward head was NaN or infinite.
     pub non_finite: bool,

@@ -71,9 +71,39 @@ struct State {
     /// Whether drafts can be taken back.
     can_speculate: bool,
     /// The masks of a step by the index of its first token in the answer, latest last.
-    masks: VecDeque<(usize, Arc<[TokenMask]>)>,
+    masks: VecDeque<(usize, DraftMasks)>,
     /// The same for what was accepted.
     accepted: VecDeque<(usize, Accepted)>,
+    /// The same for the number of drafts that can be accepted.
+    followed: VecDeque<(usize, usize)>,
+}
+
+/// The masks of a token and of those that follow if drafts are accepted.
+#[derive(Clone)]
+struct DraftMasks {
+    drafts: Vec<u32>,
+    /// One more than drafts, or fewer if a draft cannot be accepted or ends the answer.
+    masks: Arc<[TokenMask]>,
+}
+
+impl DraftMasks {
+    /// Whether all masks with these drafts are among them.
+    fn cover(&self, drafts: &[u32]) -> bool {
+        self.drafts.starts_with(drafts) || self.have_ended() && drafts.starts_with(&self.drafts)
+    }
+
+    /// Whether the last draft, or one before it, has no mask after it.
+    fn have_ended(&self) -> bool {
+        self.masks.len() <= self.drafts.len()
+    }
+
+    /// The masks with the first `count` drafts.
+    fn first(&self, count: usize) -> Arc<[TokenMask]> {
+        match self.masks.get(..=count) {
+            Some(first) if first.len() < self.masks.len() => first.into(),
+            _ => Arc::clone(&self.masks),
+        }
+    }
 }
 
 impl State {
@@ -86,6 +116,7 @@ impl State {
             can_speculate: true,
             masks: VecDeque::new(),
             accepted: VecDeque::new(),
+            followed: VecDeque::new(),
         }
     }
 
@@ -121,26 +152,72 @@ impl GrammarMatcher {
 
     /// The masks of token `index` of the answer and of those that follow if the drafts before them are
     /// accepted. They end where a draft is not allowed or ends the answer. Empty where [`Self::mask`] is
-    /// `None`. The matcher consumes no draft.
+    /// `None`. The matcher consumes no draft. Masks are computed once: a call with more drafts computes those
+    /// that are new.
     pub fn masks(&self, index: usize, drafts: &[u32]) -> Arc<[TokenMask]> {
         let masks = self.with_state(|state| {
-            if let Some(masks) = kept(&state.masks, index) {
-                return masks;
+            let before = kept(&state.masks, index);
+            if let Some(before) = before.as_ref().filter(|before| before.cover(drafts)) {
+                return before.first(drafts.len());
             }
             if !state.is_open() || state.answer.len() != index {
                 return Arc::default();
             }
-            let Some(first) = self.exact(state, |state| self.compute(state)) else { return Arc::default() };
-            let masks: Arc<[TokenMask]> = self.speculate(state, first, drafts).into();
-            keep(&mut state.masks, index, Arc::clone(&masks));
+            let known = match before.filter(|before| drafts.starts_with(&before.drafts)) {
+                Some(before) => before.masks.to_vec(),
+                None => match self.exact(state, |state| self.compute(state)) {
+                    Some(first) => vec![first],
+                    None => return Arc::default(),
+                },
+            };
+            let masks: Arc<[TokenMask]> = self.speculate(state, known, drafts).into();
+            let with_drafts = DraftMasks { drafts: drafts.to_vec(), masks: Arc::clone(&masks) };
+            state.masks.retain(|(at, _)| *at != index);
+            keep(&mut state.masks, index, with_drafts);
             masks
         });
         masks.unwrap_or_default()
     }
 
+    /// The number of the first drafts from token `index` of the answer on that the grammar allows, without
+    /// one of the ids that end the answer. It takes much less work than the masks. Each index has one list
+    /// of drafts. All tokens before `index` must have been given to [`Self::accept`].
+    pub fn count_allowed(&self, index: usize, drafts: &[u32]) -> usize {
+        let count = self.with_state(|state| {
+            if let Some(count) = kept(&state.followed, index) {
+                return count;
+            }
+            if !state.is_open() || state.answer.len() != index {
+                return 0;
+            }
+            let count = self.count_followed(state, drafts);
+            keep(&mut state.followed, index, count);
+            count
+        });
+        count.unwrap_or_default()
+    }
+
+    fn count_followed(&self, state: &mut State, drafts: &[u32]) -> usize {
+        let is_end = |draft: &u32| self.stop_ids.contains(draft) || *draft as usize >= self.grammar.vocab;
+        let before_end = drafts.iter().position(is_end).unwrap_or(drafts.len());
+        let mut count = before_end;
+        if let Some(matcher) = &mut state.matcher {
+            state.has_speculated = true;
+            count = matcher.validate_tokens(&drafts[..before_end]).unwrap_or(0).min(before_end);
+        }
+        let Some(rules) = &self.grammar.rules else { return count };
+        let mut answer = state.answer.clone();
+        let is_allowed = |draft: &&u32| {
+            let allows = rules.allow(&answer, **draft);
+            answer.push(**draft);
+            allows
+        };
+        drafts[..count].iter().take_while(is_allowed).count()
+    }
+
     /// Whether [`Self::masks`] returns the masks from token `index` on at once. `false` as well while another
     /// thread uses the matcher.
-    pub fn is_ready(&self, index: usize) -> bool {
+    pub fn is_ready(&self, index: usize, drafts: &[u32]) -> bool {
         let state = match self.state.try_lock() {
             Ok(state) => state,
             Err(TryLockError::Poisoned(state)) => state.into_inner(),
@@ -148,7 +225,7 @@ impl GrammarMatcher {
         };
         state.as_ref().is_some_and(|state| {
             let is_next = state.is_open() && state.answer.len() == index;
-            !is_next || state.masks.iter().any(|(at, _)| *at == index)
+            !is_next || kept(&state.masks, index).is_some_and(|masks| masks.cover(drafts))
         })
     }
 
@@ -195,10 +272,10 @@ impl GrammarMatcher {
         Accepted { tokens: tokens.len(), progress: GrammarProgress::Open }
     }
 
-    /// Computes the masks after `first` and takes the drafts back.
-    fn speculate(&self, state: &mut State, first: TokenMask, drafts: &[u32]) -> Vec<TokenMask> {
+    /// Computes the masks after those that are known, and takes the drafts back.
+    fn speculate(&self, state: &mut State, known: Vec<TokenMask>, drafts: &[u32]) -> Vec<TokenMask> {
         let before = state.answer.len();
-        let mut masks = vec![first];
+        let mut masks = known;
         let drafts = if state.can_speculate { drafts } else { &[] };
         for (draft, at) in drafts.iter().zip(0..) {
             if !allows(&masks[at], *draft) || self.stop_ids.contains(draft) {
@@ -206,6 +283,9 @@ impl GrammarMatcher {
             }
             state.has_speculated = true;
             self.consume(state, *draft);
+            if at + 1 < masks.len() && state.is_open() {
+                continue;
+            }
             let next = if state.is_open() { self.compute(state) } else { None };
             let Some(next) = next else { break };
             masks.push(next);

@@ -30,6 +30,15 @@ impl TokenRules {
         Self { always: always.into(), sequences }
     }
 
+    /// Whether a token may follow an answer.
+    pub(super) fn allow(&self, answer: &[u32], token: u32) -> bool {
+        let has_bit = |word: &u32| word >> (token % 32) & 1 == 1;
+        let completes = |ids: &Vec<u32>| {
+            ids.split_last().is_some_and(|(last, before)| *last == token && answer.ends_with(before))
+        };
+        self.always.get(token as usize / 32).is_some_and(has_bit) && !self.sequences.iter().any(completes)
+    }
+
     /// Masks what may not follow an answer.
     pub(super) fn apply(&self, mask: &mut [u32], answer: &[u32]) {
         mask.iter_mut().zip(&*self.always).for_each(|(word, always)| *word &= always);

@@ -91,14 +91,14 @@ impl CostInputs {
         // Recordings of earlier versions have no element type of the head, which was BF16.
         let head = if recorded.is_some() { HeadDtype::Bf16 } else { HeadDtype::beside(precision) };
         model.head_dtype = args.head.map_or_else(|| parsed(field("lm_head_dtype"), head), Ok)?;
-        let mut draft = match (&args.speculate, field("draft_config")) {
+        let draft = match (&args.speculate, field("draft_config")) {
             (Some(Speculate::Draft(dir)), _) => Some(ModelConfig::from_dir(dir).context("--speculate")?),
             (None, Some(text)) => {
                 Some(ModelConfig::from_text(text).context("of the recording's draft model")?)
             }
             _ => None,
         };
-        draft.iter_mut().for_each(|draft| draft.head_dtype = model.head_dtype);
+        let draft = draft.map(|draft| draft.drafting_for(&model));
         Ok(Self {
             model,
             draft,

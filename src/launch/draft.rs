@@ -52,13 +52,12 @@ impl PreparedDraft {
     ) -> anyhow::Result<Option<Self>> {
         let Some(dir) = config.speculation.speculate.draft_model() else { return Ok(None) };
         ensure!(model.reward.is_none(), "expected a model that generates; this one scores");
-        let mut draft = ModelConfig::from_dir(dir)?;
+        let draft = ModelConfig::from_dir(dir)?;
         ensure!(
             draft.reward.is_none(),
             "{}: expected a draft model that generates; this one scores",
             dir.display()
         );
-        draft.head_dtype = config.model.head_dtype();
         if draft.max_positions < model.max_positions {
             tracing::warn!(
                 "{}: no drafts after {} tokens of a sequence, the most of the draft model",
@@ -66,12 +65,10 @@ impl PreparedDraft {
                 draft.max_positions
             );
         }
-        draft.max_positions = draft.max_positions.min(model.max_positions);
+        let draft = draft.drafting_for(model);
         let share = draft.share(room.ranks).map_err(anyhow::Error::msg)?;
         let (precision, kv) = (config.model.quantization, config.model.kv_dtype());
-        // The draft model's products are always deterministic.
-        let room = StepRoom { deterministic: true, ..*room };
-        let needs = MemoryNeeds::new(&share, layout, precision, kv, &room);
+        let needs = MemoryNeeds::of_draft(&share, layout, precision, kv, room);
         Ok(Some(Self { dir: dir.clone(), model: draft, needs }))
     }
 

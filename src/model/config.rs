@@ -156,6 +156,13 @@ impl ModelConfig {
         })
     }
 
+    /// This model as a draft model of another: its LM head has the element type of the other's, and its
+    /// longest sequence is at most the other's.
+    pub(crate) fn drafting_for(self, model: &Self) -> Self {
+        let max_positions = self.max_positions.min(model.max_positions);
+        Self { head_dtype: model.head_dtype, max_positions, ..self }
+    }
+
     /// Values of the reward head; 0 for a model without one, which generates.
     pub fn reward_width(&self) -> usize {
         self.reward.as_ref().map_or(0, |head| head.width)

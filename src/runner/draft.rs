@@ -7,14 +7,17 @@
 //! It computes them when drafts of their sequence are wanted, at most a step's tokens at a time. A sequence
 //! whose tokens do not fit has no drafts until a later step.
 //!
-//! A draft is sampled by the row's own parameters, seed and position. So the two models choose by the same
-//! random number, and choose the same token where their probabilities are alike. Drafts have no masks of
-//! grammars: the row ends before the first draft that its grammar does not allow.
+//! A draft is sampled by the row's own parameters, seed, position and mask. So the two models choose by the
+//! same random number, and choose the same token where their probabilities are alike. The mask of a draft's
+//! grammar is computed beside the pass before the draft, and the model samples by it too, so this is no
+//! further work; only the mask's bits are sent to the device twice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::decoder::{Decoder, Links, ToSample};
+use super::mask_pool::{MaskJob, RankPlace};
 use super::sampler::SamplerSlots;
 use crate::comm::Communicator;
 use crate::device::{
@@ -30,6 +33,20 @@ pub(super) struct DraftModel<D: Device> {
     filled: Filled,
     /// The most tokens of a pass.
     most_tokens: usize,
+}
+
+/// A plan with the drafts of the rows that want some.
+pub(super) struct Proposed {
+    pub(super) plan: Arc<StepPlan>,
+    /// Time for which the device had to wait for masks.
+    pub(super) mask_wait: Duration,
+}
+
+/// The parts of a rank that a pass of its draft model uses.
+struct Around<'a, C> {
+    links: &'a Links<C>,
+    slots: &'a SamplerSlots,
+    place: &'a RankPlace,
 }
 
 /// For each KV block, the number of its first positions whose keys and values the draft model has computed
@@ -90,19 +107,22 @@ impl<D: Device> DraftModel<D> {
         &mut self,
         links: &Links<C>,
         slots: &SamplerSlots,
-        plan: &Arc<StepPlan>,
-    ) -> Result<Arc<StepPlan>, DeviceError> {
+        place: &RankPlace,
+        plan: Arc<StepPlan>,
+    ) -> Result<Proposed, DeviceError> {
         for row in &plan.rows {
             let from = row.position as usize;
             self.filled.overwrite(&row.blocks, from, from + row.tokens.len() + row.proposals);
         }
-        let mut proposals = self.begin(slots, plan);
-        let mut with_drafts = match proposals.is_empty() {
-            true => return Ok(Arc::clone(plan)),
-            false => StepPlan::clone(plan),
-        };
+        let mut proposals = self.begin(slots, &plan);
+        if proposals.is_empty() {
+            drop(proposals);
+            return Ok(Proposed::unchanged(plan));
+        }
+        let (mut with_drafts, mut mask_wait) = (StepPlan::clone(&plan), Duration::ZERO);
+        let around = Around { links, slots, place };
         while !proposals.is_empty() {
-            self.pass(links, slots, &mut proposals)?;
+            mask_wait += self.pass(&around, &mut proposals)?;
             for ended in proposals.extract_if(.., |proposal| proposal.has_ended()) {
                 let row = &mut with_drafts.rows[ended.index];
                 row.drafts = ended.drafts.len();
@@ -111,7 +131,7 @@ impl<D: Device> DraftModel<D> {
                 }
             }
         }
-        Ok(Arc::new(with_drafts))
+        Ok(Proposed { plan: Arc::new(with_drafts), mask_wait })
     }
 
     /// The rows that want drafts, with the tokens that the draft model has to compute first. A cached block
@@ -146,13 +166,18 @@ impl<D: Device> DraftModel<D> {
         wanting.filter_map(begin).collect()
     }
 
-    /// Computes the next tokens of all rows, and samples a draft after those that are caught up.
+    /// Computes the next tokens of all rows, and samples a draft after those that are caught up. Returns the
+    /// time for which the device had to wait for masks.
     fn pass<C: Communicator<D>>(
         &mut self,
-        links: &Links<C>,
-        slots: &SamplerSlots,
+        around: &Around<'_, C>,
         proposals: &mut [Proposal<'_>],
-    ) -> Result<(), DeviceError> {
+    ) -> Result<Duration, DeviceError> {
+        let Around { links, slots, place } = around;
+        let job = |proposal: &Proposal<'_>| slots.draft_mask_job(proposal.row, &proposal.drafts);
+        let jobs = || proposals.iter().map(|proposal| job(proposal).filter(|_| proposal.caught_up));
+        place.submit(jobs());
+        let jobs: Vec<Option<MaskJob>> = jobs().collect();
         let mut inputs = StepInputs::default();
         let mut lasts = Vec::with_capacity(proposals.len());
         for proposal in proposals.iter() {
@@ -164,10 +189,17 @@ impl<D: Device> DraftModel<D> {
             let end = proposal.position + proposal.fed.len();
             self.filled.fill(&proposal.row.blocks, proposal.position, end);
         }
-        let sampling = proposals.iter().enumerate().filter(|(_, proposal)| proposal.caught_up);
-        let positions: Vec<_> = sampling
-            .map(|(at, proposal)| (at, slots.draft_position(proposal.index, proposal.row, &proposal.drafts)))
-            .collect();
+        let masks = place.masks(&jobs, &self.device)?;
+        let mut positions = Vec::with_capacity(proposals.len());
+        for (at, proposal) in proposals.iter_mut().enumerate().filter(|(_, proposal)| proposal.caught_up) {
+            let mask = masks.rows[at].get(proposal.drafts.len()).cloned();
+            if mask.is_none() && jobs[at].is_some() {
+                proposal.end_with(masks.rows[at].len());
+                continue;
+            }
+            let Proposal { index, row, drafts, .. } = proposal;
+            positions.push((at, slots.draft_position(*index, row, drafts, mask)));
+        }
         let mut wanting = Vec::with_capacity(positions.len());
         for (at, position) in &positions {
             let sampling = SampleRow { logprobs: None, ..slots.sample_row(proposals[*at].row, position) };
@@ -180,7 +212,13 @@ impl<D: Device> DraftModel<D> {
                 proposals[at].take(result, slots);
             }
         }
-        Ok(())
+        Ok(masks.wait)
+    }
+}
+
+impl Proposed {
+    pub(super) fn unchanged(plan: Arc<StepPlan>) -> Self {
+        Self { plan, mask_wait: Duration::ZERO }
     }
 }
 
@@ -212,6 +250,13 @@ impl Proposal<'_> {
             }
             _ => self.wanted = self.drafts.len(),
         }
+    }
+
+    /// Ends the drafts where no mask follows. The last of `masks` masks is that of a draft that completes the
+    /// answer, which is none itself.
+    fn end_with(&mut self, masks: usize) {
+        self.drafts.truncate(masks.saturating_sub(1));
+        self.wanted = self.drafts.len();
     }
 
     fn has_ended(&self) -> bool {

@@ -6,7 +6,9 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+use crate::device::{Device, DeviceError};
 use crate::grammar::TokenMask;
 use crate::scheduler::step_plan::SlotStart;
 
@@ -29,6 +31,23 @@ pub(super) struct MaskPool {
     threads: Vec<JoinHandle<()>>,
 }
 
+/// A rank's place in its group, whose ranks share the pool and the masks.
+#[derive(Debug)]
+pub(super) struct RankPlace {
+    /// Counted from 0.
+    pub(super) rank: usize,
+    /// The size of the group.
+    pub(super) ranks: usize,
+    pub(super) masks: MaskSubmitter,
+}
+
+/// The masks of the tokens that each row of a step samples; none for a row without a grammar.
+pub(super) struct StepMasks {
+    pub(super) rows: Vec<Arc<[TokenMask]>>,
+    /// Time for which the device had to wait for them.
+    pub(super) wait: Duration,
+}
+
 /// Submits masks to a pool. A rank that hangs keeps no pool alive.
 #[derive(Debug, Clone)]
 pub(super) struct MaskSubmitter(flume::WeakSender<MaskJob>);
@@ -37,7 +56,8 @@ impl MaskPool {
     /// Starts `threads` threads. Those that the system refuses to start are missing: their share of the masks
     /// is left to the ranks.
     pub(super) fn start(threads: usize) -> Self {
-        // A step submits at most one mask per row, and at most two steps are in flight.
+        // A step or a pass of a draft model submits at most one job per row, and at most two steps are in
+        // flight.
         let (jobs, inbox) = flume::unbounded::<MaskJob>();
         let worker = |index: usize| {
             let inbox = inbox.clone();
@@ -72,6 +92,34 @@ impl MaskSubmitter {
     }
 }
 
+impl RankPlace {
+    /// Submits the rank's share of the masks of a step's rows to the pool. Each rank submits another share.
+    pub(super) fn submit(&self, rows: impl Iterator<Item = Option<MaskJob>>) {
+        self.masks.submit(rows.skip(self.rank).step_by(self.ranks).flatten());
+    }
+
+    /// The masks of a step's rows. Those that the pool has not begun are computed here, from the last row on,
+    /// since the pool begins with the first. Each rank begins with another row, so that they divide the work.
+    pub(super) fn masks<D: Device>(
+        &self,
+        jobs: &[Option<MaskJob>],
+        device: &D,
+    ) -> Result<StepMasks, DeviceError> {
+        let mut rows: Vec<Arc<[TokenMask]>> = vec![Arc::default(); jobs.len()];
+        let mut device_waits_since = None;
+        let first = jobs.len() * (self.rank + 1) / self.ranks;
+        for index in (0..first).rev().chain((first..jobs.len()).rev()) {
+            let Some(job) = &jobs[index] else { continue };
+            if device_waits_since.is_none() && !job.is_ready() && device.is_idle()? {
+                device_waits_since = Some(Instant::now());
+            }
+            rows[index] = job.masks();
+        }
+        let wait = device_waits_since.map(|since| since.elapsed());
+        Ok(StepMasks { rows, wait: wait.unwrap_or_default() })
+    }
+}
+
 impl MaskJob {
     /// The masks of the tokens that the row samples. The matcher keeps them, or the reason why there is none,
     /// for the ranks.
@@ -79,8 +127,14 @@ impl MaskJob {
         self.start.grammar.as_ref().map(|grammar| grammar.masks(self.index, &self.drafts)).unwrap_or_default()
     }
 
+    /// The number of the first drafts that the grammar allows.
+    pub(super) fn count_allowed(&self) -> usize {
+        let grammar = self.start.grammar.as_ref();
+        grammar.map_or(self.drafts.len(), |grammar| grammar.count_allowed(self.index, &self.drafts))
+    }
+
     /// Whether [`Self::masks`] returns at once.
     pub(super) fn is_ready(&self) -> bool {
-        self.start.grammar.as_ref().is_none_or(|grammar| grammar.is_ready(self.index))
+        self.start.grammar.as_ref().is_none_or(|grammar| grammar.is_ready(self.index, &self.drafts))
     }
 }

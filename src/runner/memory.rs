@@ -143,6 +143,19 @@ impl MemoryNeeds {
         }
     }
 
+    /// Bytes that each rank needs for its share of a draft model, in the steps of the model that it drafts
+    /// for. Its products are always deterministic, whatever those of the model are. `draft` is made by
+    /// [`ModelConfig::drafting_for`].
+    pub(crate) fn of_draft(
+        draft: &ModelConfig,
+        layout: &Layout,
+        precision: Precision,
+        kv: KvDtype,
+        room: &StepRoom,
+    ) -> Self {
+        Self::new(draft, layout, precision, kv, &StepRoom { deterministic: true, ..*room })
+    }
+
     /// Bytes that this model and a draft model need together. Each block of one has a block of the other.
     pub fn beside(&self, draft: &Self) -> Self {
         Self {

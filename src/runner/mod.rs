@@ -90,7 +90,7 @@ impl Runner {
         let mask_pool = MaskPool::start(options.mask_threads);
         let ranks = parts.len();
         let ranks = parts.into_iter().enumerate().map(|(index, parts)| {
-            let place = rank::RankPlace { rank: index, ranks, masks: mask_pool.submitter() };
+            let place = mask_pool::RankPlace { rank: index, ranks, masks: mask_pool.submitter() };
             let (plans, inbox) = flume::unbounded();
             let (outbox, outcomes) = flume::unbounded();
             let (done, prepared) = flume::bounded(1);

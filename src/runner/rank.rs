@@ -3,14 +3,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::decoder::{Decoder, Limits, Links, ToSample};
-use super::draft::DraftModel;
+use super::draft::{DraftModel, Proposed};
 use super::inputs;
-use super::mask_pool::MaskSubmitter;
+use super::mask_pool::{MaskJob, RankPlace};
 use super::sampler::{self, SampledPosition, SamplerSlots};
 use super::{RankFailure, RankOutcome, StepOutput};
 use crate::comm::Communicator;
@@ -56,17 +56,6 @@ pub struct DraftParts<D: Device, C: Communicator<D>> {
     pub cache: CacheSpec,
 }
 
-/// A rank's place in its group.
-#[derive(Debug)]
-pub(super) struct RankPlace {
-    /// Counted from 0.
-    pub(super) rank: usize,
-    /// The size of the group.
-    pub(super) ranks: usize,
-    /// The pool of masks, which the group shares.
-    pub(super) masks: MaskSubmitter,
-}
-
 /// A started rank.
 pub(super) struct RankWorker<D: Device, C: Communicator<D>> {
     // Fields are dropped in this order. Dropping the communicators tells other ranks that this one has ended,
@@ -88,6 +77,8 @@ struct ForwardPass {
     rows: Vec<RowOutput>,
     /// The first input token of each row.
     firsts: Vec<usize>,
+    /// Time for which the draft model's device had to wait for masks.
+    mask_wait: Duration,
 }
 
 /// A row that samples, with the slot's occupant at that time.
@@ -105,13 +96,6 @@ struct PendingOutput {
     pieces: Vec<Vec<usize>>,
     /// Time for which the device had to wait for masks.
     mask_wait: Duration,
-}
-
-/// The masks of the tokens that each row of a step samples; none for a row without a grammar.
-struct StepMasks {
-    rows: Vec<Arc<[TokenMask]>>,
-    /// Time for which the device had to wait for them.
-    wait: Duration,
 }
 
 /// Runs plans until the channel closes or a plan fails. If the next plan is already there, it is launched
@@ -219,9 +203,10 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         is_last_known: bool,
     ) -> Result<ForwardPass, DeviceError> {
         self.slots.admit(&plan);
-        let plan = match (&mut self.draft, &self.draft_links) {
-            (Some(draft), Some(links)) => draft.propose(links, &self.slots, &plan)?,
-            _ => plan,
+        let plan = self.slots.without_refused(plan);
+        let Proposed { plan, mask_wait } = match (&mut self.draft, &self.draft_links) {
+            (Some(draft), Some(links)) => draft.propose(links, &self.slots, &self.place, plan)?,
+            _ => Proposed::unchanged(plan),
         };
         // On a device that runs the pass within its launch, these masks are computed meanwhile.
         self.submit_masks(&plan, |row| is_last_known || row.tokens != TokenSource::LastSampled);
@@ -234,18 +219,19 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let firsts: Vec<usize> = plan.rows.iter().scan(0, fed).collect();
         self.score(&plan, &firsts, &mut rows)?;
         self.rewards(&plan, &firsts, &mut rows)?;
-        Ok(ForwardPass { plan, rows, firsts })
+        Ok(ForwardPass { plan, rows, firsts, mask_wait })
     }
 
     /// Launches the sampling of a step.
     fn launch_sampling(&mut self, step: ForwardPass) -> Result<PendingOutput, DeviceError> {
-        let ForwardPass { plan, rows, firsts } = step;
-        let masks = self.masks(&plan)?;
+        let ForwardPass { plan, rows, firsts, mask_wait } = step;
+        let jobs: Vec<Option<MaskJob>> = plan.rows.iter().map(|row| self.slots.mask_job(row)).collect();
+        let masks = self.place.masks(&jobs, &self.device)?;
         let pieces = self.sample(&plan, &firsts, &masks.rows)?;
         let sampling = plan.rows.iter().enumerate().filter(|(_, row)| row.sample);
         let start = |row: &Row| Arc::clone(self.slots.get(row.slot).start());
         let sampling = sampling.map(|(index, row)| SamplingRow { index, start: start(row) }).collect();
-        Ok(PendingOutput { sampling, pieces, plan, rows, mask_wait: masks.wait })
+        Ok(PendingOutput { sampling, pieces, plan, rows, mask_wait: mask_wait + masks.wait })
     }
 
     /// Waits for the sampled tokens of a step and returns its output.
@@ -259,9 +245,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         for SamplingRow { index, start } in &sampling {
             let sampled = std::mem::take(&mut results[*index]);
             let row = &plan.rows[*index];
-            if row.proposals > 0 {
-                rows[*index].drafts = row.draft_tokens().to_vec();
-            }
+            rows[*index].drafts = row.draft_tokens().to_vec();
             self.slots.add_sampled(row, start, sampled, &mut rows[*index]);
         }
         Ok(StepOutput { id: plan.id, rows, mask_wait })
@@ -304,30 +288,10 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         Ok(())
     }
 
-    /// Submits the masks of the rows that sample and that `is_known` accepts to the pool. Each rank submits
-    /// its share of them.
+    /// Submits the masks of the rows that sample and that `is_known` accepts to the pool.
     fn submit_masks(&self, plan: &StepPlan, is_known: impl Fn(&Row) -> bool) {
-        let share = plan.rows.iter().skip(self.place.rank).step_by(self.place.ranks);
-        let known = share.filter(|row| is_known(row));
-        self.place.masks.submit(known.filter_map(|row| self.slots.mask_job(row)));
-    }
-
-    /// The masks of the rows that sample, by row. Those that the pool has not begun are computed here, from
-    /// the last row on, since the pool begins with the first. Ranks share the masks: each begins with another
-    /// row, so that they divide the work.
-    fn masks(&self, plan: &StepPlan) -> Result<StepMasks, DeviceError> {
-        let mut rows: Vec<Arc<[TokenMask]>> = vec![Arc::default(); plan.rows.len()];
-        let mut device_waits_since = None;
-        let first = plan.rows.len() * (self.place.rank + 1) / self.place.ranks;
-        for index in (0..first).rev().chain((first..plan.rows.len()).rev()) {
-            let Some(job) = self.slots.mask_job(&plan.rows[index]) else { continue };
-            if device_waits_since.is_none() && !job.is_ready() && self.device.is_idle()? {
-                device_waits_since = Some(Instant::now());
-            }
-            rows[index] = job.masks();
-        }
-        let wait = device_waits_since.map(|since| since.elapsed());
-        Ok(StepMasks { rows, wait: wait.unwrap_or_default() })
+        let job = |row: &Row| self.slots.mask_job(row).filter(|_| is_known(row));
+        self.place.submit(plan.rows.iter().map(job));
     }
 
     /// Samples the tokens of the rows that want some. Returns the row of each token, by sampling launch.

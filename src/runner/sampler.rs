@@ -11,7 +11,7 @@ use super::mask_pool::MaskJob;
 use crate::device::{self, RowLogprob, SampleRow};
 use crate::grammar::{GrammarProgress, TokenMask};
 use crate::request::{SampledToken, SamplingParams, TokenLogprob};
-use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan};
+use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// The state of each scheduler slot up to the highest one used; `None` until its first occupant.
 pub(super) struct SamplerSlots {
@@ -144,12 +144,36 @@ impl SamplerSlots {
 
     /// The masks that a row samples by; `None` if it samples without a grammar.
     pub(super) fn mask_job(&self, row: &Row) -> Option<MaskJob> {
+        self.draft_mask_job(row, row.draft_tokens())
+    }
+
+    /// The same with these drafts.
+    pub(super) fn draft_mask_job(&self, row: &Row, drafts: &[u32]) -> Option<MaskJob> {
         let start = &self.get(row.slot).start;
         start.grammar.as_ref().filter(|_| row.sample).map(|_| MaskJob {
             start: Arc::clone(start),
             index: generated(row, start),
-            drafts: row.draft_tokens().to_vec(),
+            drafts: drafts.to_vec(),
         })
+    }
+
+    /// The plan without the drafts that the grammars of their rows refuse, and those after them. A row with
+    /// drafts follows tokens that are known.
+    pub(super) fn without_refused(&self, mut plan: Arc<StepPlan>) -> Arc<StepPlan> {
+        for index in 0..plan.rows.len() {
+            let row = &plan.rows[index];
+            let Some(job) = self.mask_job(row).filter(|job| !job.drafts.is_empty()) else { continue };
+            let refused = row.drafts - job.count_allowed();
+            if refused == 0 {
+                continue;
+            }
+            let row = &mut Arc::make_mut(&mut plan).rows[index];
+            row.drafts -= refused;
+            if let TokenSource::Host(tokens) = &mut row.tokens {
+                tokens.truncate(tokens.len() - refused);
+            }
+        }
+        plan
     }
 
     /// The positions of a row that a token is sampled for: after its last token, and after each draft that
@@ -166,10 +190,16 @@ impl SamplerSlots {
         (0..count).map(position).collect()
     }
 
-    /// The position of a row after `drafts`, for which a draft is sampled without a mask.
-    pub(super) fn draft_position(&self, index: usize, row: &Row, drafts: &[u32]) -> SampledPosition<'_> {
+    /// The position of a row after `drafts`, for which a draft is sampled by `mask`.
+    pub(super) fn draft_position(
+        &self,
+        index: usize,
+        row: &Row,
+        drafts: &[u32],
+        mask: Option<TokenMask>,
+    ) -> SampledPosition<'_> {
         let output = self.get(row.slot).counts_with(drafts);
-        SampledPosition { row: index, drafts: drafts.len(), mask: None, output }
+        SampledPosition { row: index, drafts: drafts.len(), mask, output }
     }
 
     /// The sampling parameters of the token for a position of a row.

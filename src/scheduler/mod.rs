@@ -363,8 +363,7 @@ impl Scheduler {
             self.drafts_in_flight = false;
         }
         for (row, output) in rows.rows.iter().zip(output.rows) {
-            let fed = if self.config.draft_model { output.drafts.len() } else { row.drafts };
-            self.totals.speculation.add(fed, output.tokens.len());
+            self.totals.speculation.add(output.drafts.len(), output.tokens.len());
             self.observe_proposals(row, &output);
             self.commit_row(row, output, &mut updates);
         }

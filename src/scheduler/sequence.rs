@@ -366,14 +366,15 @@ impl Sequence {
     ) {
         self.in_flight -= 1;
         self.ahead -= usize::from(row.sample && row.drafts == 0);
-        let mut drafts = std::mem::take(&mut self.drafts);
-        if self.model_drafts.is_some() {
-            drafts = std::mem::take(&mut output.drafts);
-        }
+        let (planned, drafts) = (std::mem::take(&mut self.drafts), std::mem::take(&mut output.drafts));
+        let are_planned = self.model_drafts.is_some() || planned.starts_with(&drafts);
         let failed = match &output.grammar {
             GrammarProgress::TooComplex(reason) if !output.non_finite => {
                 Some(Finish::TooComplex(reason.clone()))
             }
+            _ if !are_planned && !output.non_finite => Some(Finish::Error(format!(
+                "the executor fed the drafts {drafts:?}, expected the first ones of {planned:?}"
+            ))),
             _ => fault(row, &output, &drafts, config).map(Finish::Error),
         };
         if let Some(finish) = failed {

@@ -37,8 +37,10 @@ pub struct Row {
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
-    /// Number of drafts at the end of `tokens`, which come from the host then. The row samples after the
-    /// token before the drafts, and after each draft as long as the samples before are equal to the drafts.
+    /// Number of drafts at the end of `tokens`, which come from the host then, when no earlier step is in
+    /// flight. The row samples after the token before the drafts, and after each draft as long as the samples
+    /// before are equal to the drafts. The executor leaves out drafts from the first one on that the row's
+    /// grammar refuses.
     pub drafts: usize,
     /// The most drafts that the executor proposes by its draft model and feeds after `tokens`, as if they
     /// were among them. Without any, 0; otherwise `tokens` come from the host and have no drafts, no earlier
@@ -131,7 +133,8 @@ pub struct RowOutput {
     /// The tokens sampled: none if the row asked for no sampling or its logits were not finite, otherwise one
     /// and one more for each draft that was accepted. All but the last are equal to the drafts.
     pub tokens: SmallVec<[SampledToken; 1]>,
-    /// The drafts that the executor proposed and fed, at most [`Row::proposals`].
+    /// The drafts that the executor fed: those of the row that its grammar allows, or those that the executor
+    /// proposed, at most [`Row::proposals`].
     pub drafts: Vec<u32>,
     /// One entry per entry of [`Row::score`].
     pub scores: Vec<TokenLogprob>,

@@ -147,9 +147,12 @@ impl SimulatedModel {
         }
         // The position alone determines the number of the token in the answer.
         let generated = row.position as usize + row.len_without_drafts() - start.prompt_len;
-        let proposed = self.proposed(row, slot, generated);
-        let mut output = RowOutput { scores, drafts: proposed.clone(), ..RowOutput::default() };
-        let drafts = row.draft_tokens().iter().chain(&proposed).map(Some).chain([None]);
+        let mut drafts = [row.draft_tokens(), &self.proposed(row, slot, generated)].concat();
+        if let Some(grammar) = start.grammar.as_ref().filter(|_| !drafts.is_empty()) {
+            drafts.truncate(grammar.count_allowed(generated, &drafts));
+        }
+        let mut output = RowOutput { scores, drafts: drafts.clone(), ..RowOutput::default() };
+        let drafts = drafts.iter().map(Some).chain([None]);
         for (index, draft) in (generated..).zip(drafts) {
             let chosen = self.answers.token(*key, index, &start.sampling);
             let mask = start.grammar.as_ref().and_then(|grammar| grammar.mask(index));

@@ -31,8 +31,8 @@ const MAGIC: &[u8; 6] = b"OCTREC";
 /// Version of the format, in two ASCII digits. Version 1 had no tenants, version 2 a format of its own for
 /// events, version 3 no progress of grammars, version 4 no batches, version 5 no start of the scores of a
 /// prompt and no reward heads, version 6 no drafts and no limit on the prompt tokens of a step, version 7 no
-/// draft models.
-const VERSION: &[u8; 2] = b"08";
+/// draft models, version 8 no fed drafts that were found in the sequence.
+const VERSION: &[u8; 2] = b"09";
 /// Bytes of a frame before its payload.
 const HEAD: usize = 5;
 /// Bytes of a frame after its payload.

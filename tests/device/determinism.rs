@@ -38,7 +38,7 @@ pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
 
 /// A grammar of letters in pairs, for which token `i` is letter number `i` modulo 26. It has no end before
 /// all tokens are generated.
-fn pairs(vocab: usize) -> Arc<Grammar> {
+pub fn pairs(vocab: usize) -> Arc<Grammar> {
     let letter = |id: usize| vec![b'a' + (id % 26) as u8];
     let mut tokens: Vec<Vec<u8>> = (0..vocab).map(letter).collect();
     tokens[0] = b"<end>".to_vec();
@@ -51,7 +51,7 @@ fn pairs(vocab: usize) -> Arc<Grammar> {
 const FORBIDDEN: [&[u32]; 4] = [&[3, 3], &[4, 5], &[5, 3, 4], &[7]];
 
 /// Rules that allow four tokens.
-fn few_tokens() -> Arc<Grammar> {
+pub fn few_tokens() -> Arc<Grammar> {
     let sequences = FORBIDDEN.iter().map(|ids| ids.to_vec()).collect();
     let rules = TokenRules::new(VOCAB, Some(&[3, 4, 5, 6, 7]), sequences);
     Arc::new(Grammar::with_rules(None, rules, VOCAB))
@@ -105,7 +105,12 @@ pub fn requests() -> Vec<Request> {
 
 /// Runs each request alone on its own engine, without prefix caching.
 pub fn alone(dir: &Path) -> Vec<Answer> {
-    requests()
+    alone_of(dir, requests())
+}
+
+/// The same with these requests.
+pub fn alone_of(dir: &Path, requests: Vec<Request>) -> Vec<Answer> {
+    requests
         .into_iter()
         .map(|request| {
             let (handle, _thread) = engine(dir, |config| config.prefix_caching = false, 1);

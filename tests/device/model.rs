@@ -138,7 +138,8 @@ pub fn runner(dir: &Path, scheduler: &SchedulerConfig) -> Runner {
     runner_with(dir, None, scheduler)
 }
 
-fn runner_with(dir: &Path, draft: Option<&Path>, scheduler: &SchedulerConfig) -> Runner {
+/// The same with the model of another fixture as a draft model.
+pub fn runner_with(dir: &Path, draft: Option<&Path>, scheduler: &SchedulerConfig) -> Runner {
     let (model_config, device, model) = load(dir, Precision::Fp8).unwrap();
     let spec = |config: &ModelConfig| CacheSpec {
         layers: config.layers,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use octant::engine::{EngineError, Executor};
-use octant::grammar::{GrammarProgress, next_allowed};
+use octant::grammar::{GrammarMatcher, GrammarProgress, next_allowed};
 use octant::request::{Finish, Request, SampledToken, SamplingParams, StopRules, TokenLogprob};
 use octant::scheduler::SchedulerConfig;
 use octant::scheduler::step_plan::{
@@ -92,17 +92,26 @@ pub fn alone(request: &Request, vocab: usize) -> Answer {
         None => Vec::new(),
     };
     let reward = request.reward.then(|| rewards(&history, REWARDS));
-    let mut tokens = Vec::new();
-    while tokens.len() < request.stop.max_tokens as usize {
-        let token = next(&history, &request.sampling, tokens.len(), vocab);
+    let grammar = request.sampling.grammar.as_ref();
+    let matcher = grammar
+        .map(|grammar| GrammarMatcher::new(Arc::clone(grammar), request.stop.stop_ids.clone(), Vec::new()));
+    let (mut tokens, mut finish) = (Vec::new(), None);
+    while finish.is_none() && tokens.len() < request.stop.max_tokens as usize {
+        let chosen = next(&history, &request.sampling, tokens.len(), vocab);
+        let mask = matcher.as_ref().and_then(|matcher| matcher.mask(tokens.len()));
+        let token = mask.map_or(chosen, |mask| next_allowed(&mask, chosen));
+        let progress = matcher.as_ref().map(|matcher| matcher.advance(tokens.len(), token));
         tokens.push(token);
         history.push(token);
         let long_enough = tokens.len() >= request.sampling.min_tokens as usize;
-        if long_enough && request.stop.stop_ids.contains(&token) {
-            return Answer { tokens, finish: Finish::Stop(token), scores, reward };
-        }
+        finish = match progress {
+            _ if long_enough && request.stop.stop_ids.contains(&token) => Some(Finish::Stop(token)),
+            Some(GrammarProgress::Complete) => Some(Finish::Complete),
+            None | Some(GrammarProgress::Open) => None,
+            Some(other) => panic!("a grammar of a test does not end as {other:?}"),
+        };
     }
-    Answer { tokens, finish: Finish::Length, scores, reward }
+    Answer { tokens, finish: finish.unwrap_or(Finish::Length), scores, reward }
 }
 
 /// The values of the reward head after a history.
@@ -174,6 +183,8 @@ pub struct FakeModel {
     /// Set if the model repeats its prompt: the first token that it leaves out.
     parrot: Option<u32>,
     steps: u64,
+    /// Drafts that grammars refused, or that come after such a one.
+    pub refused: usize,
 }
 
 struct SlotState {
@@ -193,6 +204,7 @@ impl FakeModel {
             poison: None,
             parrot: None,
             steps: 0,
+            refused: 0,
         }
     }
 
@@ -207,6 +219,7 @@ impl FakeModel {
         self.steps += 1;
         check_plan(plan, self.max_rows_tokens);
         let rows: Vec<Row> = plan.rows.iter().map(|row| self.with_proposals(row)).collect();
+        let rows: Vec<Row> = rows.into_iter().map(|row| self.without_refused(row)).collect();
         for row in &rows {
             self.write(row, plan.id);
         }
@@ -241,6 +254,20 @@ impl FakeModel {
         row
     }
 
+    /// The row without the drafts that its grammar refuses.
+    fn without_refused(&mut self, mut row: Row) -> Row {
+        let (TokenSource::Host(tokens), 1..) = (&mut row.tokens, row.drafts) else { return row };
+        let slot = self.slots[row.slot as usize].as_ref().expect("only a running sequence has drafts");
+        let Some(grammar) = &slot.start.grammar else { return row };
+        let first = tokens.len() - row.drafts;
+        let index = row.position as usize + first - slot.start.prompt_len;
+        let allowed = grammar.count_allowed(index, &tokens[first..]);
+        self.refused += row.drafts - allowed;
+        row.drafts = allowed;
+        tokens.truncate(first + row.drafts);
+        row
+    }
+
     fn write(&mut self, row: &Row, step: u64) {
         let slot = &mut self.slots[row.slot as usize];
         if let Some(start) = &row.start {
@@ -270,11 +297,11 @@ impl FakeModel {
         let slot = self.slots[row.slot as usize].as_mut().expect("a slot is started before it is used");
         let seen = row.sample || row.reward || !row.score.is_empty();
         let is_poisoned = |history: &[u32]| poison.is_some_and(|poison| history.contains(&poison));
-        let proposed = if row.proposals > 0 { row.draft_tokens().to_vec() } else { Vec::new() };
+        let fed_drafts = row.draft_tokens().to_vec();
         if seen && is_poisoned(history) {
             // The sequence's next row may be in flight and is fed some token; its output is discarded.
             slot.last = Some((0, step));
-            return RowOutput { non_finite: true, drafts: proposed, ..RowOutput::default() };
+            return RowOutput { non_finite: true, drafts: fed_drafts, ..RowOutput::default() };
         }
         let after = |i: usize| &history[..(row.position + row.score_from) as usize + i + 1];
         let asked = slot.start.prompt_logprobs.unwrap_or(0);
@@ -283,7 +310,7 @@ impl FakeModel {
             None => score(history, token),
         };
         let scores = row.score.iter().enumerate().map(|(i, &token)| score(after(i), token, asked)).collect();
-        let mut output = RowOutput { scores, drafts: proposed, ..RowOutput::default() };
+        let mut output = RowOutput { scores, drafts: fed_drafts, ..RowOutput::default() };
         if !row.sample {
             output.reward = row.reward.then(|| rewards(history, reward_width));
             return output;
@@ -292,6 +319,9 @@ impl FakeModel {
         let drafts = row.draft_tokens();
         // As a runner does: all masks before any token is sampled.
         let masks = slot.start.grammar.as_ref().map(|grammar| grammar.masks(first, drafts));
+        // The last draft may complete the answer, so that no mask follows.
+        let fit = masks.as_ref().is_none_or(|masks| masks.is_empty() || masks.len() >= drafts.len());
+        assert!(fit, "a draft is fed that its grammar refuses: {drafts:?}");
         let most = masks.as_ref().map_or(drafts.len() + 1, |masks| masks.len().max(1));
         for i in 0..most {
             let history = &fed[..end - row.drafts + i];

@@ -196,7 +196,7 @@ fn an_impossible_token_fails_its_answer_only() {
     let compiler = bytes();
     let matcher = matcher(&compiler, &GrammarSource::Regex("abc".to_owned()));
     assert!(matches!(matcher.advance(0, 1_000_000), GrammarProgress::Failed(_)));
-    assert!(matcher.mask(1).is_none() && matcher.is_ready(1));
+    assert!(matcher.mask(1).is_none() && matcher.is_ready(1, &[]));
     assert!(matches!(matcher.advance(1, u32::from(b'a')), GrammarProgress::Failed(_)));
 }
 

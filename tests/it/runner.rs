@@ -174,7 +174,7 @@ fn masks_are_computed_beside_the_forward_pass() {
     let (plan, start) = constrained_plan("[x-z]");
     runner.enqueue(&Arc::new(plan)).unwrap();
     let begun = Instant::now();
-    while !start.grammar.as_ref().unwrap().is_ready(0) {
+    while !start.grammar.as_ref().unwrap().is_ready(0, &[]) {
         assert!(begun.elapsed() < HANG_GUARD, "the mask is not computed before the pass ends");
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -21,7 +21,7 @@ use octant::request::{Request, SamplingParams, StopRules, TokenLogprob};
 use octant::runner::{DraftParts, RankParts, Runner, RunnerOptions};
 use octant::scheduler::step_plan::{Row, SlotStart, StepPlan, TokenSource};
 
-use crate::device::determinism::{answer, block_on};
+use crate::device::determinism::{answer, block_on, pairs};
 use crate::device::golden::{Prompt, fp8_logits_are_near, golden};
 use crate::device::model::fixture;
 use crate::device::reward::{heads, score};
@@ -195,23 +195,29 @@ fn parts_of<C: Communicator<Cpu>>(
     }
 }
 
-/// Two ranks propose the same drafts, also where they exchange only their largest logits.
+/// Two ranks propose the same drafts, also where they exchange only their largest logits, and where answers
+/// follow a grammar.
 #[test]
 fn ranks_with_a_draft_model_have_the_bits_of_ranks_without() {
     let dir = fixture("wide");
-    let plain = scheduler(ModelConfig::from_dir(&dir).unwrap().vocab);
+    let vocab = ModelConfig::from_dir(&dir).unwrap().vocab;
+    let (plain, grammar) = (scheduler(vocab), pairs(vocab));
     let ask = |index: u32| Request {
-        prompt: (0..3 + 31 * index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
+        prompt: (0..3 + 31 * index % 124)
+            .map(|i| 3 + (i * 37 + index * 101) % 300)
+            .collect::<Vec<_>>()
+            .into(),
         sampling: Arc::new(SamplingParams {
             temperature: (index % 2) as f32,
             seed: u64::from(index),
             logprobs: Some(2),
+            grammar: (index >= 4).then(|| Arc::clone(&grammar)),
             ..SamplingParams::greedy()
         }),
         stop: StopRules { max_tokens: 20, stop_ids: Vec::new() },
         ..Request::score(&[1])
     };
-    let requests: Vec<Request> = (0..4).map(|index| Request { reward: false, ..ask(index) }).collect();
+    let requests: Vec<Request> = (0..6).map(|index| Request { reward: false, ..ask(index) }).collect();
     let answers = |scheduler: SchedulerConfig| {
         let (handle, _thread) = engine_with(&dir, 2, scheduler);
         let all = requests.iter().map(|request| answer(&handle, request.clone()));

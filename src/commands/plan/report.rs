@@ -169,9 +169,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
 /// One rank's share of the draft model.
 fn draft(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<Option<ModelConfig>> {
     let Some(dir) = &args.speculate else { return Ok(None) };
-    let mut draft = ModelConfig::from_dir(dir).context("--speculate")?;
-    draft.head_dtype = model.head_dtype;
-    draft.max_positions = draft.max_positions.min(model.max_positions);
+    let draft = ModelConfig::from_dir(dir).context("--speculate")?.drafting_for(model);
     Ok(Some(draft.share(args.tp).map_err(|e| anyhow::anyhow!("--speculate: {e}"))?))
 }
 
@@ -180,9 +178,7 @@ fn needs(args: &PlanArgs, share: &ModelConfig, draft: Option<&ModelConfig>, kv: 
     let room = room(args);
     let needs = MemoryNeeds::new(share, &Layout::CUDA, args.quantization, kv, &room);
     let Some(draft) = draft else { return needs };
-    // The draft model's products are always deterministic.
-    let room = StepRoom { deterministic: true, ..room };
-    needs.beside(&MemoryNeeds::new(draft, &Layout::CUDA, args.quantization, kv, &room))
+    needs.beside(&MemoryNeeds::of_draft(draft, &Layout::CUDA, args.quantization, kv, &room))
 }
 
 /// Lengths for which steps are predicted.

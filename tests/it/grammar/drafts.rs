@@ -50,7 +50,7 @@ fn followed(grammar: &Arc<Grammar>, random: &mut Random) -> Followed {
 
 #[test]
 fn drafts_change_neither_masks_nor_progress() {
-    let (mut random, mut after_drafts) = (Random::new(5), 0);
+    let (mut random, mut after_drafts, mut refused) = (Random::new(5), 0, 0);
     for grammar in grammars() {
         for _ in 0..12 {
             let Followed { tokens, masks, progress } = followed(&grammar, &mut random);
@@ -64,13 +64,22 @@ fn drafts_change_neither_masks_nor_progress() {
                     *draft = random.bits() as u32 % 300;
                 }
                 let right = drafts.iter().zip(&tokens[at..]).take_while(|(one, other)| one == other).count();
+                let followed = matcher.count_allowed(at, &drafts);
+                // A draft model asks for the masks one by one.
+                for known in 0..random.bits() as usize % (count + 1) {
+                    let before = matcher.masks(at, &drafts[..known]);
+                    assert!(before.len() <= known + 1 && matcher.is_ready(at, &drafts[..known]));
+                }
                 let got = matcher.masks(at, &drafts);
+                follows(&got, &drafts, followed);
+                refused += count - followed;
+                assert_eq!(matcher.masks(at, &drafts[..count / 2])[..], got[..got.len().min(count / 2 + 1)]);
                 // Masks after a wrong draft belong to another answer.
                 for (got, expected) in got.iter().zip(&masks[at..=at + right]) {
                     assert_eq!(got, expected, "{grammar:?} at {at} of {tokens:?} with {drafts:?}");
                 }
                 assert!(got.len() > right || progress != GrammarProgress::Open, "{} of {right}", got.len());
-                assert!(matcher.is_ready(at));
+                assert!(matcher.is_ready(at, &drafts));
                 after_drafts += right;
                 let sampled = &tokens[at..=at + right];
                 let accepted = matcher.accept(at, sampled);
@@ -83,6 +92,18 @@ fn drafts_change_neither_masks_nor_progress() {
         }
     }
     assert!(after_drafts > 500, "{after_drafts} masks after drafts");
+    assert!(refused > 100, "{refused} drafts refused");
+}
+
+/// The drafts that can be accepted are those that the masks allow. The last of them may end the answer, so
+/// that no mask follows it.
+fn follows(masks: &[TokenMask], drafts: &[u32], followed: usize) {
+    assert!(masks.len() == followed + 1 || masks.len() == followed, "{} masks of {followed}", masks.len());
+    let is_allowed = |(mask, draft): (&TokenMask, &u32)| allowed(mask).contains(draft) && *draft != EOS;
+    assert!(masks.iter().zip(&drafts[..followed]).all(is_allowed), "{followed} of {drafts:?}");
+    if let (Some(mask), Some(draft)) = (masks.get(followed), drafts.get(followed)) {
+        assert!(!is_allowed((mask, draft)), "{followed} of {drafts:?}");
+    }
 }
 
 #[test]
@@ -90,8 +111,12 @@ fn masks_end_at_a_draft_that_is_not_allowed_or_ends_the_answer() {
     let compiler = bytes();
     let grammar = compiler.compile(&GrammarSource::Regex("ab?c".to_owned())).unwrap();
     let ids = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
-    for (drafts, masks) in [("", 1), ("x", 1), ("abc", 3), ("ac", 2), ("acc", 2), ("abb", 3), ("ax", 2)] {
+    // (drafts, number of masks, number of drafts that the grammar allows)
+    let all =
+        [("", 1, 0), ("x", 1, 0), ("abc", 3, 3), ("ac", 2, 2), ("acc", 2, 2), ("abb", 3, 2), ("ax", 2, 1)];
+    for (drafts, masks, count) in all {
         let matcher = GrammarMatcher::new(Arc::clone(&grammar), vec![EOS], Vec::new());
+        assert_eq!(matcher.count_allowed(0, &ids(drafts)), count, "{drafts}");
         assert_eq!(matcher.masks(0, &ids(drafts)).len(), masks, "{drafts}");
         assert_eq!(allowed(&matcher.mask(0).unwrap()), ids("a"), "{drafts}: they are taken back");
         // The tokens after the end of the answer do not belong to it.
@@ -114,6 +139,8 @@ fn work_for_drafts_does_not_count() {
     let a = u32::from(b'a');
     let until = |with: &GrammarMatcher, drafts: usize| {
         let fails = |index: &usize| {
+            let allowed = with.count_allowed(*index, &vec![a; drafts]);
+            assert!(allowed <= drafts);
             let _masks = with.masks(*index, &vec![a; drafts]);
             with.accept(*index, &[a]).progress != GrammarProgress::Open
         };

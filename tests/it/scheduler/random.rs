@@ -1,8 +1,10 @@
-//! Random arrivals, aborts, lengths, priorities and salts, in KV caches small enough to force preemption and
-//! eviction, with and without drafts. Every request must get the same tokens as alone, exactly once, and
-//! every block must be freed.
+//! Random arrivals, aborts, lengths, priorities, salts and grammars, in KV caches small enough to force
+//! preemption and eviction, with and without drafts of both kinds. Every request must get the same tokens as
+//! alone, exactly once, and every block must be freed.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, TokenRules, Vocabulary};
 
 use octant::request::{Request, SamplingParams};
 use octant::scheduler::{MAX_DRAFTS, SchedulerConfig};
@@ -20,6 +22,25 @@ pub enum Event {
     Abort(usize),
 }
 
+/// The id that ends an answer of a grammar.
+const END: u32 = VOCAB as u32 - 1;
+
+/// Grammars over letters, of which token `i` is number `i` modulo 26. They count letters, so a run of tokens
+/// that comes again is refused at another place.
+static GRAMMARS: LazyLock<Vec<Arc<Grammar>>> = LazyLock::new(|| {
+    let mut tokens: Vec<Vec<u8>> = (0..VOCAB).map(|id| vec![b'a' + (id % 26) as u8]).collect();
+    tokens[END as usize] = b"<end>".to_vec();
+    let special = (0..VOCAB).map(|id| id == END as usize).collect();
+    let compiler = GrammarCompiler::new(Vocabulary { tokens, special, eos: vec![END] }).unwrap();
+    let regexes = ["([a-y]{3,6}z)+", "([a-m]{7}[n-z]){9}", "[a-z]{2,40}"];
+    let compile = |regex: &str| compiler.compile(&GrammarSource::Regex(regex.to_owned())).unwrap();
+    let mut grammars: Vec<Arc<Grammar>> = regexes.iter().map(|regex| compile(regex)).collect();
+    let rules = || TokenRules::new(VOCAB, None, vec![vec![3, 4], vec![5, 6, 7], vec![9]]);
+    grammars.push(Arc::new(Grammar::with_rules(None, rules(), VOCAB)));
+    grammars.push(Arc::new(Grammar::with_rules(Some(&grammars[0]), rules(), VOCAB)));
+    grammars
+});
+
 /// Prompts of one family share their first `common` tokens, so that requests share prefixes.
 fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
     (0..2u32, 0..200usize, 0..3u32, 1..260usize).prop_map(|(family, common, branch, len)| {
@@ -33,7 +54,8 @@ fn any_request() -> impl Strategy<Value = Request> {
     let rules = (1..90u32, stops, 0..20u32);
     let kind = (-1..2i32, prop::option::weighted(0.2, 0..2u8), prop::option::weighted(0.15, 0..3u8), 0..9u32);
     let seeds = prop_oneof![0..3u64, REPETITIVE..REPETITIVE + 4];
-    (any_prompt(), rules, kind, seeds).prop_map(|(prompt, rules, kind, seed)| {
+    let grammar = prop::option::weighted(0.3, 0..5usize);
+    (any_prompt(), rules, kind, seeds, grammar).prop_map(|(prompt, rules, kind, seed, grammar)| {
         let (max_tokens, stop_ids, min_tokens) = rules;
         let (priority, salt, prompt_logprobs, zero) = kind;
         let max_tokens = if zero == 0 && prompt_logprobs.is_some() { 0 } else { max_tokens };
@@ -42,6 +64,7 @@ fn any_request() -> impl Strategy<Value = Request> {
         sampling.seed = seed;
         sampling.min_tokens = min_tokens.min(max_tokens);
         sampling.barred = stop_ids.clone();
+        sampling.grammar = grammar.map(|number| Arc::clone(&GRAMMARS[number]));
         request.sampling = Arc::new(sampling);
         request.stop.stop_ids = stop_ids;
         request.priority = priority;
@@ -85,7 +108,7 @@ pub fn scored(config: SchedulerConfig, mut events: Vec<Event>) -> (SchedulerConf
             (request.reward, request.stop.max_tokens) = (true, 0);
             (request.prompt_logprobs, request.prompt_logprobs_start) = (None, 0);
             let sampling = SamplingParams::clone(&request.sampling);
-            request.sampling = Arc::new(SamplingParams { min_tokens: 0, ..sampling });
+            request.sampling = Arc::new(SamplingParams { min_tokens: 0, grammar: None, ..sampling });
         }
     }
     (SchedulerConfig { reward_width: REWARDS, ..config }, events)
@@ -180,6 +203,32 @@ proptest! {
         prop_assert_eq!(counts.blocks_used, 0);
         prop_assert_eq!(counts.generated_tokens, 0);
     }
+}
+
+/// Random traces may contain no draft that a grammar refuses; this one contains some. They are not fed.
+#[test]
+fn drafts_that_a_grammar_refuses_are_not_fed() {
+    let all = (0..GRAMMARS.len()).flat_map(|grammar| [(grammar, false), (grammar, true)]);
+    let mut refused = [0; 2];
+    for (grammar, draft_model) in all {
+        let config = SchedulerConfig { max_drafts: 6, draft_model, ..scarce((4, 100, 40), true) };
+        let ask = |seed: u64| {
+            let mut request = request((0..40).map(|i| (seed as u32 + i) % 26).collect(), 90);
+            let grammar = Some(Arc::clone(&GRAMMARS[grammar]));
+            request.sampling = Arc::new(SamplingParams { seed, grammar, ..SamplingParams::greedy() });
+            request
+        };
+        let asked = (REPETITIVE..REPETITIVE + 6).map(|seed| Event::Submit(vec![ask(seed)]));
+        let (bench, all, _) = play(config, asked.collect(), 2, None);
+        for (id, request, _) in &all {
+            assert_eq!(bench.answer(*id), Some(alone(request, VOCAB)), "request {id}, grammar {grammar}");
+        }
+        let counts = bench.scheduler.counts().speculation;
+        assert!(counts.all_accepted() > 0, "{counts:?}");
+        // The fake model fails if it has fed a draft that the grammar refuses.
+        refused[usize::from(draft_model)] += bench.model.refused;
+    }
+    assert!(refused.iter().all(|count| *count > 10), "{refused:?} drafts were refused");
 }
 
 /// Random traces may contain no preemption, no shared blocks and no accepted drafts; this trace must contain

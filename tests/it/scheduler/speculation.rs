@@ -284,14 +284,23 @@ fn a_stop_token_among_accepted_drafts_ends_the_answer_there() {
 }
 
 /// The output of a step of one row.
-fn output(plan: &octant::scheduler::step_plan::StepPlan, tokens: &[u32]) -> StepOutput {
+fn output(plan: &octant::scheduler::step_plan::StepPlan, drafts: &[u32], tokens: &[u32]) -> StepOutput {
     let tokens = tokens.iter().map(|id| SampledToken::new(*id)).collect();
-    StepOutput { id: plan.id, rows: vec![RowOutput { tokens, ..RowOutput::default() }], ..Default::default() }
+    let row = RowOutput { tokens, drafts: drafts.to_vec(), ..RowOutput::default() };
+    StepOutput { id: plan.id, rows: vec![row], ..Default::default() }
 }
 
 /// Runs a sequence until it feeds drafts, and answers that row with the tokens that `answer` makes of them.
 /// Returns how the request ends.
 fn answered(answer: impl Fn(&[u32]) -> Vec<u32>) -> Result<Option<Finish>, SchedulerError> {
+    answered_after(|drafts| drafts.to_vec(), answer)
+}
+
+/// The same with an executor that feeds those drafts that `feed` leaves.
+fn answered_after(
+    feed: impl Fn(&[u32]) -> Vec<u32>,
+    answer: impl Fn(&[u32]) -> Vec<u32>,
+) -> Result<Option<Finish>, SchedulerError> {
     let mut scheduler = Scheduler::new(speculating());
     scheduler.submit(vec![(RequestId(0), request(vec![1, 2, 3, 1, 2, 3], 50))]).unwrap();
     let mut token = 0;
@@ -300,11 +309,12 @@ fn answered(answer: impl Fn(&[u32]) -> Vec<u32>) -> Result<Option<Finish>, Sched
         let TokenSource::Host(fed) = &plan.rows[0].tokens else { panic!("one step is in flight") };
         let drafts = &fed[fed.len() - plan.rows[0].drafts..];
         if !drafts.is_empty() {
-            let updates = scheduler.commit(rows, output(&plan, &answer(drafts)))?;
+            let updates = scheduler.commit(rows, output(&plan, &feed(drafts), &answer(drafts)))?;
+            assert_eq!(scheduler.counts().speculation.drafts, feed(drafts).len() as u64);
             return Ok(updates[0].1.finish.clone());
         }
         token = token % 3 + 1;
-        scheduler.commit(rows, output(&plan, &[token]))?;
+        scheduler.commit(rows, output(&plan, &[], &[token]))?;
     }
 }
 
@@ -321,6 +331,20 @@ fn an_executor_that_accepts_another_draft_fails_the_request() {
     let most = "the executor sampled 6 tokens, expected 1 to 5";
     assert_eq!(answered(|drafts| [drafts, &[7, 7]].concat()), error(most));
     assert_eq!(answered(|_| Vec::new()), error("the executor sampled 0 tokens, expected 1 to 5"));
+}
+
+#[test]
+fn an_executor_may_leave_out_the_last_drafts_and_no_others() {
+    assert_eq!(answered_after(|drafts| drafts[..2].to_vec(), |drafts| drafts[..3].to_vec()), Ok(None));
+    assert_eq!(answered_after(|_| Vec::new(), |_| vec![7]), Ok(None));
+    let error = |text: &str| Ok(Some(Finish::Error(text.to_owned())));
+    assert_eq!(
+        answered_after(|drafts| drafts[..2].to_vec(), |drafts| drafts.to_vec()),
+        error("the executor sampled 4 tokens, expected 1 to 3")
+    );
+    let other = answered_after(|drafts| drafts[1..].to_vec(), |_| vec![7]);
+    let Ok(Some(Finish::Error(text))) = other else { panic!("{other:?}") };
+    assert!(text.starts_with("the executor fed the drafts ["), "{text}");
 }
 
 #[test]

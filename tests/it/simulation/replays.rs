@@ -138,7 +138,7 @@ fn damage_is_detected_and_located() {
     assert!(error.to_string().contains("at byte 0"), "{error}");
     let old = Trace::parse(&[b"OCTREC02", &file[8..]].concat()).unwrap_err();
     let text = old.to_string();
-    assert!(text.contains("version 02") && text.contains("version 08"), "{text}");
+    assert!(text.contains("version 02") && text.contains("version 09"), "{text}");
     let longer = [&file[..], b"more"].concat();
     assert_eq!(Trace::parse(&longer).unwrap_err().offset, file.len());
 }
