@@ -22,6 +22,11 @@ const QGMMA: u64 = 0x1f3;
 const LDL: u64 = 0x183;
 const STL: u64 = 0x187;
 
+/// The wait for earlier kernels (`wait_for_earlier`), and a read to L2 (`bulk_read_to_l2`), which overlaps
+/// with them only if it comes before.
+const ACQBULK: u64 = 0x02e;
+const UBLKPF: u64 = 0x1bc;
+
 /// Where an instruction that multiplies has its number of columns: in units of eight, less one.
 const COLUMNS_SHIFT: u32 = 53;
 const COLUMNS_MASK: u64 = 0x1f;
@@ -221,6 +226,7 @@ fn count_instructions(cubin: &[u8], kernels: &mut [Kernel]) -> Result<(), String
         let known = name.strip_prefix(PREFIX).and_then(|name| kernels.iter_mut().find(|k| k.name == name));
         let kernel = known.ok_or_else(|| format!("ptxas does not name {name}, which the cubin has"))?;
         without_code.retain(|name| *name != kernel.name);
+        let mut has_waited = false;
         for instruction in section.bytes.chunks_exact(INSTRUCTION) {
             let word = integer(instruction, 0, 8).unwrap_or_default();
             let operands = match word & OPERATION {
@@ -229,6 +235,13 @@ fn count_instructions(cubin: &[u8], kernels: &mut [Kernel]) -> Result<(), String
                 LDL | STL => {
                     kernel.local += 1;
                     continue;
+                }
+                ACQBULK => {
+                    has_waited = true;
+                    continue;
+                }
+                UBLKPF if has_waited => {
+                    return Err(format!("{} reads weights to L2 only after it has waited", kernel.name));
                 }
                 _ => continue,
             };

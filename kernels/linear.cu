@@ -93,30 +93,21 @@ struct Linear {
     static DEVICE_MEMBER uint32_t* arrived() { return reinterpret_cast<uint32_t*>(full(2 * STAGES)); }
     static_assert(2 * STAGES * 8 + 4 <= BARRIER_BYTES);
 
-    // A position in the ring of stages.
-    struct Place {
-        uint32_t stage = 0;
-        uint32_t parity = 0;
-        DEVICE_MEMBER void advance() {
-            stage = stage + 1 == STAGES ? 0 : stage + 1;
-            parity ^= stage == 0;
-        }
-    };
+    using Place = RingPlace<STAGES>;
 
     static DEVICE_MEMBER unsigned char* stage_at(uint32_t stage) {
         return tile_memory() + stage * STAGE_BYTES;
     }
 
-    // Copies the chunks of all segments. One thread runs this.
-    DEVICE_MEMBER void produce() const {
+    // Copies the chunks of all segments. One thread runs this. Of the first `ahead` chunks the weights have
+    // been asked for.
+    DEVICE_MEMBER void produce(uint32_t ahead) const {
         Place place;
         if constexpr (WHOLE) {
             WholeTiles<N> tiles(p.tiles);
             for (Segment tile; tiles.next(tile);) produce(tile, place, 0);
         } else {
             Part part(p.tiles);
-            uint32_t ahead = ask_for_weights(part);
-            wait_for_earlier();
             for (Segment segment; part.next(segment);) {
                 produce(segment, place, ahead);
                 ahead -= min(ahead, segment.end - segment.begin);
@@ -466,10 +457,17 @@ DEVICE void linear(const LinearParams& p) {
         __syncthreads();
     }
     const Product product{p};
-    if (!WHOLE && threadIdx.x > 0) wait_for_earlier();
+    uint32_t ahead = 0;
+    if (!WHOLE) {
+        // All lanes of the first warp wait after its first lane has asked: the compiler lets a warp converge
+        // where some of its lanes wait, which would hold up the lane that asks.
+        if (threadIdx.x == 0) ahead = product.ask_for_weights(Part(p.tiles));
+        __syncwarp();
+        wait_for_earlier();
+    }
     if (threadIdx.x < PRODUCERS) {
         registers_lower<56>();
-        if (threadIdx.x == 0) product.produce();
+        if (threadIdx.x == 0) product.produce(ahead);
     } else {
         registers_raise<224>();
         product.consume();

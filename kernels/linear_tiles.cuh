@@ -7,6 +7,17 @@
 // Blocks of a cluster that computes whole tiles.
 constexpr uint32_t PAIR = 2;
 
+// A position in a ring of stages, and the parity of the phases of its barriers.
+template <uint32_t Stages>
+struct RingPlace {
+    uint32_t stage = 0;
+    uint32_t parity = 0;
+    DEVICE_MEMBER void advance() {
+        stage = stage + 1 == Stages ? 0 : stage + 1;
+        parity ^= stage == 0;
+    }
+};
+
 // Chunks of one tile that are added one after the other, for the rows from `row` on.
 struct Segment {
     uint32_t tile;

@@ -62,4 +62,6 @@ KERNEL_SERIAL(random_weights, RandomWeightsParams, 256) {
             *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input + 4, p.chunks)) = high;
         }
     }
+    // A later kernel may read weights as soon as this one has ended, before it waits.
+    __threadfence();
 }

@@ -42,6 +42,9 @@ struct RowSlice {
     // The floats of all slots.
     DEVICE_MEMBER uint32_t floats() const { return 8 * rounds * lanes; }
 
+    // Whether every block of the cluster adds up groups.
+    DEVICE_MEMBER bool all_add() const { return (SLICES - 1) * lanes < threads; }
+
     // Whether this thread adds up groups.
     DEVICE_MEMBER bool adds() const { return threadIdx.x < lanes && first + threadIdx.x < threads; }
 
@@ -72,8 +75,9 @@ constexpr uint32_t RESULTS = 3;
 // Exchanges results of warps between the blocks of a cluster. A warp stores its result in every block and
 // completes bytes of that block's barrier, where all threads wait. So none waits for its other writes.
 //
-// Consecutive rows use different memory. A block that stores a result of the next row but one has the squares
-// of the next row from every block, which sent them after all of its threads had ended this row.
+// Consecutive rows use different memory. A block that stores a result of the next row but one has a result of
+// the next row from every block, which sent it after all of its threads had ended this row: squares, or the
+// maximum if some blocks add nothing.
 struct SliceExchange {
     // [2][RESULTS][EXCHANGED] results and [2][RESULTS] barriers, at the same places in each block.
     float* results;
@@ -171,7 +175,11 @@ DEVICE float norm_slice(const RowSlice& slice, const SliceExchange& exchange, co
 DEVICE void store_slice(const RowSlice& slice, const SliceExchange& exchange, float amax,
                         const Quantised& out, uint32_t index) {
     const SharedRow& row = slice.slots;
-    const float scale = out.kind == 1 ? scale_of(exchange.max(amax)) : out.static_scale;
+    float scale = out.static_scale;
+    if (out.kind == 1 || !slice.all_add()) {
+        const float largest = exchange.max(amax);
+        if (out.kind == 1) scale = scale_of(largest);
+    }
     const float inverse = 1.0f / scale;
     const RowAddress to = row_of(out, index);
     slice.each(padded(row.cols) / 8, [&](uint32_t slot, uint32_t group) {

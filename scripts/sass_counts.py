@@ -37,6 +37,8 @@ OTHERS = {"random_weights", "stream_read"}
 COLUMNS = ["QGMMA", "HGMMA", "FADD", "FMUL", "FFMA", "MUFU", "F2FP", "FMNMX"]
 COLUMNS += ["LDS", "STS", "SHFL", "LDG", "STG", "UBLKCP", "SYNCS", "BAR"]
 PRODUCTS = ("QGMMA", "HGMMA")
+# The operations whose encodings kernels/compiled.rs has.
+NAMES = (*PRODUCTS, "LDL", "STL", "ACQBULK", "UBLKPF")
 
 SECTION = re.compile(r"^\.text\.octant_(\w+):")
 INSTRUCTION = re.compile(
@@ -80,7 +82,7 @@ class Encodings:
                 sys.exit(f"{READER} has no constant {name}")
             return int(found[1], 0)
 
-        operations = {constant(name): name for name in ("HGMMA", "QGMMA", "LDL", "STL")}
+        operations = {constant(name): name for name in NAMES}
         return cls(constant("OPERATION"), operations, constant("COLUMNS_SHIFT"), constant("COLUMNS_MASK"))
 
     def check(self, name: str, word: int) -> None:

@@ -21,6 +21,8 @@ constexpr uint32_t rows = 3;
 struct Case {
     uint32_t cols, kind, layer_norm;
     bool biased, descending;
+    // One cluster computes all rows, or two.
+    uint32_t clusters;
 };
 
 // What a norm reads and writes.
@@ -70,7 +72,7 @@ Buffers by_block(const Case& one) {
     return all;
 }
 
-// Launches two clusters, whose blocks stand for `threads` threads.
+// Launches clusters, whose blocks stand for `threads` threads.
 Buffers by_cluster(const Case& one, uint32_t threads) {
     Buffers all(one.cols);
     const uint32_t capacity = rows * one.cols / 8;
@@ -95,7 +97,7 @@ Buffers by_cluster(const Case& one, uint32_t threads) {
     const uint32_t rounds = (padded(one.cols) / 8 + threads - 1) / threads;
     const uint32_t block = lanes * std::min(rounds, SLICE_THREADS / lanes);
     const uint32_t shared = SliceExchange::BYTES + (one.biased ? 3 : 2) * 32 * rounds * lanes;
-    const OctantLaunch launch{"packet_norm", octant_packet_norm, &p,     {2 * SLICES, 1, 1},
+    const OctantLaunch launch{"packet_norm", octant_packet_norm, &p,     {one.clusters * SLICES, 1, 1},
                               block,         shared,             one.descending, SLICES};
     octant_launch(&launch);
     return all;
@@ -112,7 +114,8 @@ int main() {
         for (uint32_t variant = 0; variant < 12; ++variant) {
             // The longest rows take long.
             if (cols > 10000 && variant % 5 != 1) continue;
-            const Case one{cols, variant % 3, variant / 3 % 2, variant % 2 == 0, variant >= 6};
+            const Case one{cols, variant % 3, variant / 3 % 2, variant % 2 == 0, variant >= 6,
+                           variant % 4 < 2 ? 1u : 2u};
             const Buffers expected = by_block(one);
             const bool right = by_cluster(one, threads_of(cols)) == expected;
             if (!right) {

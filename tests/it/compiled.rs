@@ -14,6 +14,8 @@ const HGMMA_64X16: u64 = 0x0020_0000_0c20_79f0;
 const HGMMA_64X48: u64 = 0x00a0_000c_2860_7df0;
 const LDL: u64 = 0x0000_0000_1800_7983;
 const STL: u64 = 0x0000_0007_0000_7387;
+const ACQBULK: u64 = 0x0000_0000_0000_782e;
+const UBLKPF: u64 = 0x0000_0000_0600_73bc;
 const FADD: u64 = 0x0000_000c_0404_7221;
 const LDS: u64 = 0x0000_0007_ff04_7984;
 const STS: u64 = 0x0000_000c_0200_7388;
@@ -192,6 +194,19 @@ fn a_file_that_cannot_be_compared_is_refused() {
         let note = format!("{}ptxas info    : ({code}) Potential Performance Loss\n", log());
         assert!(refusal(&note, &sections()).contains(code));
     }
+}
+
+/// A read that comes after the wait saves no time.
+#[test]
+fn weights_are_read_to_l2_before_a_kernel_waits() {
+    let read = |instructions: &[u64]| {
+        let [info, _, large] = sections();
+        kernels(&log(), &cubin(&[info, section(".text.octant_small", instructions), large]))
+    };
+    assert!(read(&[UBLKPF, FADD, UBLKPF, ACQBULK, FADD]).is_ok());
+    assert!(read(&[ACQBULK, FADD]).is_ok());
+    let late = read(&[UBLKPF, ACQBULK, UBLKPF]).unwrap_err();
+    assert!(late.contains("small reads weights to L2 only after it has waited"), "{late}");
 }
 
 #[test]
