@@ -199,7 +199,8 @@ impl GrammarMatcher {
 
     fn count_followed(&self, state: &mut State, drafts: &[u32]) -> usize {
         let environment = state.matcher.as_ref().and_then(|matcher| matcher.tok_env().ok());
-        let ends = environment.as_ref().map_or(&[] as &[u32], |environment| environment.tok_trie().eos_tokens());
+        let eos = environment.as_ref().map(|environment| environment.tok_trie().eos_tokens());
+        let ends = eos.unwrap_or_default();
         let is_end = |draft: &u32| {
             self.stop_ids.contains(draft) || ends.contains(draft) || *draft as usize >= self.grammar.vocab
         };
