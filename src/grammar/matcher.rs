@@ -198,7 +198,12 @@ impl GrammarMatcher {
     }
 
     fn count_followed(&self, state: &mut State, drafts: &[u32]) -> usize {
-        let is_end = |draft: &u32| self.stop_ids.contains(draft) || *draft as usize >= self.grammar.vocab;
+        let environment = state.matcher.as_ref().and_then(|matcher| matcher.tok_env().ok());
+        let eos = environment.as_ref().map(|environment| environment.tok_trie().eos_tokens());
+        let ends = eos.unwrap_or_default();
+        let is_end = |draft: &u32| {
+            self.stop_ids.contains(draft) || ends.contains(draft) || *draft as usize >= self.grammar.vocab
+        };
         let before_end = drafts.iter().position(is_end).unwrap_or(drafts.len());
         let mut count = before_end;
         if let Some(matcher) = &mut state.matcher {

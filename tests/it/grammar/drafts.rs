@@ -124,6 +124,10 @@ fn masks_end_at_a_draft_that_is_not_allowed_or_ends_the_answer() {
         assert_eq!(matcher.accept(0, &ids("acc")), complete, "{drafts}");
         assert!(matcher.masks(2, &ids("c")).is_empty());
     }
+    // Without stop ids, the vocabulary's end of an answer is no draft either.
+    let matcher = GrammarMatcher::new(Arc::clone(&grammar), Vec::new(), Vec::new());
+    let ended = [ids("abc"), vec![EOS]].concat();
+    assert_eq!((matcher.count_allowed(0, &ended), matcher.masks(0, &ended).len()), (3, 3));
     let matcher = GrammarMatcher::new(grammar, vec![EOS], Vec::new());
     let first = Accepted { tokens: 1, progress: GrammarProgress::Open };
     assert_eq!(matcher.accept(0, &ids("ax")), first, "the fault of the second token comes later");
