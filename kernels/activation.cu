@@ -53,10 +53,10 @@ DEVICE float activate(const ActivationParams& p, const SharedRow& row) {
             Eight x = inputs[load];
             if (GATED) {
                 float up[8];
-                ups[load].each([&](uint32_t at, float& x) { up[at] = x; });
-                x.each([&](uint32_t at, float& x) { x = silu(x) * up[at]; });
+                ups[load].each([&](uint32_t at, float& value) { up[at] = value; });
+                x.each([&](uint32_t at, float& value) { value = silu(value) * up[at]; });
             } else {
-                x.each([&](uint32_t, float& x) { x = squared_relu(x); });
+                x.each([&](uint32_t, float& value) { value = squared_relu(value); });
             }
             row.store(i, x);
             amax = amax_of(x, amax);

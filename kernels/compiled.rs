@@ -40,9 +40,10 @@ const SLOW: [&str; 2] = ["(C7508)", "(C7510)"];
 
 /// The first lines of a table.
 const HEADING: &str = "\
-# What the kernels take and have. Columns: the kernel, registers of a thread, bytes of static shared memory,
-# instructions that access local memory, products of a warpgroup. The build fails if a kernel takes more or
-# has other products. If the change is meant, copy compiled.txt of the build's output folder over this file.
+# Resources and counts of instructions of the compiled kernels. Columns: the kernel, registers of a thread,
+# bytes of static shared memory, instructions that access local memory, reads to L2 before the kernel waits,
+# products of a warpgroup. The build fails if a kernel takes more, or has fewer reads or other products. If
+# the change is meant, copy compiled.txt of the build's output folder over this file.
 ";
 
 /// A compiled kernel: what it takes of a multiprocessor, and its instructions that matter.
@@ -55,6 +56,8 @@ pub(crate) struct Kernel {
     pub(crate) shared: u32,
     /// The number of instructions that access local memory.
     pub(crate) local: u32,
+    /// The number of reads to L2 before the kernel waits for earlier ones.
+    pub(crate) reads: u32,
     /// The number of products of each shape, such as `QGMMA.64x128`.
     pub(crate) products: BTreeMap<String, u32>,
 }
@@ -131,8 +134,8 @@ impl Kernel {
             let word = words.next().unwrap_or_default();
             word.parse().map_err(|_| wrong(&format!("{what}: expected a number, got `{word}`")))
         };
-        let (registers, shared, local) =
-            (number("registers")?, number("shared memory")?, number("local memory")?);
+        let (registers, shared) = (number("registers")?, number("shared memory")?);
+        let (local, reads) = (number("local memory")?, number("reads to L2")?);
         let mut products = BTreeMap::new();
         for word in words {
             let product = word.split_once('*').and_then(|(n, shape)| Some((n.parse().ok()?, shape)));
@@ -141,7 +144,7 @@ impl Kernel {
             })?;
             products.insert(shape.to_owned(), count);
         }
-        Ok(Self { name, registers, shared, local, products })
+        Ok(Self { name, registers, shared, local, reads, products })
     }
 
     /// Adds what `found` exceeds or lacks.
@@ -161,6 +164,10 @@ impl Kernel {
             let what = "instructions that access local memory (spilled registers)";
             add(self.local == 0, format!("expected at most {} {what}, found {}", self.local, found.local));
         }
+        if found.reads < self.reads {
+            let what = "reads to L2 before the kernel waits";
+            add(found.reads == 0, format!("expected at least {} {what}, found {}", self.reads, found.reads));
+        }
         if found.products != self.products {
             let shapes = |kernel: &Self| kernel.products.keys().cloned().collect::<Vec<_>>();
             let (expected, got) = (listed(&self.products), listed(&found.products));
@@ -171,7 +178,7 @@ impl Kernel {
 
 impl fmt::Display for Kernel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {} {}", self.name, self.registers, self.shared, self.local)?;
+        write!(f, "{} {} {} {} {}", self.name, self.registers, self.shared, self.local, self.reads)?;
         self.products.iter().try_for_each(|(shape, count)| write!(f, " {count}*{shape}"))
     }
 }
@@ -185,7 +192,7 @@ fn listed(products: &BTreeMap<String, u32>) -> String {
 /// about it.
 ///
 /// # Errors
-/// The log has a note of [`SLOW`], or names no kernel, or the cubin has not the log's kernels.
+/// The log has a note of [`SLOW`], or names no kernel, or the cubin lacks a kernel that the log names.
 pub(crate) fn kernels(log: &str, cubin: &[u8]) -> Result<Vec<Kernel>, String> {
     let mut found: Vec<Kernel> = Vec::new();
     for line in log.lines() {
@@ -242,6 +249,10 @@ fn count_instructions(cubin: &[u8], kernels: &mut [Kernel]) -> Result<(), String
                 }
                 UBLKPF if has_waited => {
                     return Err(format!("{} reads weights to L2 only after it has waited", kernel.name));
+                }
+                UBLKPF => {
+                    kernel.reads += 1;
+                    continue;
                 }
                 _ => continue,
             };

@@ -459,8 +459,8 @@ DEVICE void linear(const LinearParams& p) {
     const Product product{p};
     uint32_t ahead = 0;
     if (!WHOLE) {
-        // All lanes of the first warp wait after its first lane has asked: the compiler lets a warp converge
-        // where some of its lanes wait, which would hold up the lane that asks.
+        // If the other lanes of the warp waited first, the compiler would make lane 0 join them before it
+        // asks.
         if (threadIdx.x == 0) ahead = product.ask_for_weights(Part(p.tiles));
         __syncwarp();
         wait_for_earlier();

@@ -62,6 +62,7 @@ KERNEL_SERIAL(random_weights, RandomWeightsParams, 256) {
             *reinterpret_cast<uint64_t*>(p.w + packed_at<true>(output, input + 4, p.chunks)) = high;
         }
     }
-    // A later kernel may read weights as soon as this one has ended, before it waits.
+    // `linear` reads weights before it waits for earlier kernels, so the weights must be visible when this
+    // kernel ends.
     __threadfence();
 }

@@ -75,9 +75,9 @@ constexpr uint32_t RESULTS = 3;
 // Exchanges results of warps between the blocks of a cluster. A warp stores its result in every block and
 // completes bytes of that block's barrier, where all threads wait. So none waits for its other writes.
 //
-// Consecutive rows use different memory. A block that stores a result of the next row but one has a result of
-// the next row from every block, which sent it after all of its threads had ended this row: squares, or the
-// maximum if some blocks add nothing.
+// Rows r and r + 2 use the same memory. Before a block stores results of row r + 2, it has received results
+// of row r + 1 from every block. A block sends those only after all its threads have ended row r. They are
+// the squares, or the maxima if some blocks add no groups.
 struct SliceExchange {
     // [2][RESULTS][EXCHANGED] results and [2][RESULTS] barriers, at the same places in each block.
     float* results;

@@ -135,12 +135,15 @@ def compare(kernels: list[Kernel], folder: Path) -> str:
     if len(rows) != len(kernels):
         sys.exit(f"{folder}/compiled.txt has {len(rows)} kernels, the cubins have {len(kernels)}")
     for row in rows:
-        name, _, _, local, *products = row.split()
+        name, _, _, local, reads, *products = row.split()
         kernel = by_name[name]
         counted = [f"{count}*{shape}" for shape, count in sorted(kernel.shapes.items())]
         accesses_of_local = kernel.names["LDL"] + kernel.names["STL"]
-        if (products, int(local)) != (counted, accesses_of_local):
-            sys.exit(f"the build counted `{row}`; nvdisasm has {accesses_of_local} LDL and STL, {counted}")
+        if (products, int(local), int(reads)) != (counted, accesses_of_local, kernel.names["UBLKPF"]):
+            sys.exit(
+                f"the build counted `{row}`; nvdisasm has {accesses_of_local} LDL and STL, "
+                f"{kernel.names['UBLKPF']} UBLKPF, {counted}"
+            )
     return compiler.removeprefix("compiler ")
 
 

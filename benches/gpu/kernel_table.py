@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A table with a row for every kernel of a step, from the log of the part `ncu` of benches/gpu/run.
+"""A table of the kernels of a step, without sums between ranks, from the log of benches/gpu/run's part `ncu`.
 
     python3 benches/gpu/kernel_table.py LOG --config models/nemotron-4-340b-instruct --tp 8 \\
         --context 2048 [--hardware models/h100-80gb.toml] [--read BYTES_PER_SECOND]
@@ -101,12 +101,12 @@ class Cost:
     kind: str = "products"
 
 
-def linear(rows: int, out: int, inner: int, weight: int, result: int) -> Cost:
-    """linear.cu with weights and inputs of `weight` bytes per element, and outputs of `result`."""
-    scales = 4 * (out + rows) if weight == 1 else 0
-    moved = (out + rows) * inner * weight + rows * out * result + scales
+def linear(rows: int, out: int, inner: int, weight: int = 1, inputs: int = 1, result: int = 2) -> Cost:
+    """linear.cu; `weight`, `inputs` and `result` are bytes of an element of each."""
+    scales = 4 * (out * (weight == 1) + rows * (inputs == 1))
+    moved = (out * weight + rows * inputs) * inner + rows * out * result + scales
     # The rate of BF16 products is that of F16, which attention has.
-    return Cost(moved, 2.0 * rows * out * inner, "products" if weight == 1 else "attention")
+    return Cost(moved, 2.0 * rows * out * inner, "products" if inputs == 1 else "attention")
 
 
 def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
@@ -118,18 +118,18 @@ def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
     return {
         "embed": Cost(rows * s.hidden * (4 + 2)),
         "norm": Cost(rows * s.hidden * (4 + 2 + 4 + 1) + 8 * s.hidden),
-        "norm before the head": Cost(step.logits * s.hidden * (4 + head_bytes) + 8 * s.hidden),
-        "linear QKV": linear(rows, qkv, s.hidden, 1, 2),
+        "norm before the head": Cost(step.logits * s.hidden * (4 + 2) + 8 * s.hidden),
+        "linear QKV": linear(rows, qkv, s.hidden),
         "rope": Cost(rows * (qkv * 2 + s.q * s.dim * 4 + 2 * s.kv * s.dim)),
         "attention_decode": Cost(cached, attended, "attention"),
         "attention_prefill": Cost(cached, attended, "attention"),
         "attention_combine": Cost(step.entries() * s.q * (s.dim + 2) * 4 + rows * s.q * s.dim),
-        "linear attention output": linear(rows, s.hidden, s.q * s.dim, 1, 2),
-        "linear MLP up": linear(rows, up, s.hidden, 1, 2),
+        "linear attention output": linear(rows, s.hidden, s.q * s.dim),
+        "linear MLP up": linear(rows, up, s.hidden),
         "activation": Cost(rows * (2 * up + s.ffn)),
-        "linear MLP down": linear(rows, s.hidden, s.ffn, 1, 2),
+        "linear MLP down": linear(rows, s.hidden, s.ffn),
         "select": Cost(step.logits * s.hidden * 8),
-        "linear head": linear(step.logits, s.vocab, s.hidden, head_bytes, 4),
+        "linear head": linear(step.logits, s.vocab, s.hidden, head_bytes, 2, 4),
         "sample": Cost(step.logits * s.vocab * 4),
     }
 
@@ -195,8 +195,15 @@ def steps(all_launches: list[Launch], context: int) -> list[Timed]:
         timed = Timed(kind, 2 if head and head.kernel.startswith("linear_bf16") else 1)
         products = 0
         for i, launch in enumerate(part):
+            is_product = launch.kernel.startswith("linear_")
+            if is_product and i > 0 and part[i - 1].kernel.startswith("linear_"):
+                # A product of many rows may take several launches; other kernels stand between two products.
+                last = timed.launches[-1][1]
+                last.seconds += launch.seconds
+                last.read += launch.read
+                continue
             timed.launches.append((label(launch, products, i > select), launch))
-            products += launch.kernel.startswith("linear_")
+            products += is_product
         found.append(timed)
     return found
 

@@ -25,8 +25,8 @@
 // In a cluster too: an access to a block before the cluster_sync after the initialisation of its barrier, or
 // after it has ended; a block that ends without a cluster_sync after another block's access; a cluster_sync
 // that some threads never reach. A copy to several blocks lands in each at a time of its own. A copy into a
-// stage that another block has not released shows as NaN there. A store in another block is
-// a copy of four bytes, which needs no cluster_sync after it: the other block may not end before it.
+// stage that another block has not released shows as NaN there. A store in another block is a copy of four
+// bytes, which needs no cluster_sync after it: the other block may not end before it.
 //
 // Not modelled: async_fence (products see ordinary writes to shared memory at once), and the order of memory
 // between arrivals and waits.

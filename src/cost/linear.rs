@@ -96,7 +96,7 @@ impl Sum for ProductTime {
 
 /// The rate at which one multiprocessor reads from memory, relative to its share of the rate of all: its port
 /// takes 64 bytes per clock.
-const READ_ALONE: usize = 5;
+const READ_ALONE_RATIO: usize = 5;
 
 /// A matrix of weights as the kernel divides it.
 #[derive(Debug, Clone)]
@@ -224,9 +224,9 @@ impl Product {
         ProductTime { total: longest * work.imbalance + exchange + gpu.launch, ..time }
     }
 
-    /// Seconds of the product that reading weights before saves, on the multiprocessors that are free while a
-    /// sum keeps the `busy` ones. The blocks that start late have more left to read than the others, and read
-    /// it at the end. Fewer than 132 / [`READ_ALONE`] of them do not use the whole rate of memory then.
+    /// Seconds by which the product is shorter because free multiprocessors read its weights during the sum
+    /// before it. The sum runs on `busy` multiprocessors. Their blocks start late and read what is left at
+    /// the end; fewer than 132 / [`READ_ALONE_RATIO`] blocks cannot use the full rate of memory.
     pub(super) fn saved_by_reading_ahead(&self, rows: usize, busy: usize, gpu: &Hardware) -> f64 {
         let (most, parts) = (self.operands.max_rows(), self.cuts.parts());
         if self.division(rows) == Division::Whole || busy >= PARTS {
@@ -239,7 +239,7 @@ impl Product {
         let share =
             |count: usize, late: usize| of_a_part(count) * parts.min(PARTS - late) as f64 / chunks as f64;
         let time = self.spread(rows, gpu);
-        let read = time.weights * share(copied + READ_AHEAD, busy.max(PARTS / READ_ALONE));
+        let read = time.weights * share(copied + READ_AHEAD, busy.max(PARTS / READ_ALONE_RATIO));
         // The rest of the launch takes at least this long.
         let least = time.products.max(time.staging * (1.0 - share(copied, busy)));
         read.min(time.weights - least).max(0.0)

@@ -71,11 +71,11 @@ struct State {
     /// Whether drafts can be taken back.
     can_speculate: bool,
     /// The masks of a step by the index of its first token in the answer, latest last.
-    masks: VecDeque<(usize, DraftMasks)>,
+    masks: VecDeque<Kept<DraftMasks>>,
     /// The same for what was accepted.
-    accepted: VecDeque<(usize, Accepted)>,
-    /// The same for the number of drafts that can be accepted.
-    followed: VecDeque<(usize, usize)>,
+    accepted: VecDeque<Kept<Accepted>>,
+    /// The same for the number of drafts that the grammar allows.
+    allowed: VecDeque<Kept<usize>>,
 }
 
 /// The masks of a token and of those that follow if drafts are accepted.
@@ -116,7 +116,7 @@ impl State {
             can_speculate: true,
             masks: VecDeque::new(),
             accepted: VecDeque::new(),
-            followed: VecDeque::new(),
+            allowed: VecDeque::new(),
         }
     }
 
@@ -125,16 +125,22 @@ impl State {
     }
 }
 
+/// A result for the tokens of the answer from `index` on.
+struct Kept<T> {
+    index: usize,
+    result: T,
+}
+
 /// Adds the result of a step to those that are kept.
-fn keep<T>(kept: &mut VecDeque<(usize, T)>, index: usize, result: T) {
-    kept.push_back((index, result));
+fn keep<T>(kept: &mut VecDeque<Kept<T>>, index: usize, result: T) {
+    kept.push_back(Kept { index, result });
     if kept.len() > KEPT {
         kept.pop_front();
     }
 }
 
-fn kept<T: Clone>(kept: &VecDeque<(usize, T)>, index: usize) -> Option<T> {
-    kept.iter().rev().find(|(at, _)| *at == index).map(|(_, result)| result.clone())
+fn kept<T: Clone>(kept: &VecDeque<Kept<T>>, index: usize) -> Option<T> {
+    kept.iter().rev().find(|kept| kept.index == index).map(|kept| kept.result.clone())
 }
 
 impl GrammarMatcher {
@@ -172,32 +178,32 @@ impl GrammarMatcher {
             };
             let masks: Arc<[TokenMask]> = self.speculate(state, known, drafts).into();
             let with_drafts = DraftMasks { drafts: drafts.to_vec(), masks: Arc::clone(&masks) };
-            state.masks.retain(|(at, _)| *at != index);
+            state.masks.retain(|kept| kept.index != index);
             keep(&mut state.masks, index, with_drafts);
             masks
         });
         masks.unwrap_or_default()
     }
 
-    /// The number of the first drafts from token `index` of the answer on that the grammar allows, without
-    /// one of the ids that end the answer. It takes much less work than the masks. Each index has one list
-    /// of drafts. All tokens before `index` must have been given to [`Self::accept`].
+    /// How many of `drafts`, from the first on, the grammar allows after the first `index` tokens of the
+    /// answer, which must have been given to [`Self::accept`]. The count ends before an id that ends the
+    /// answer. It takes much less work than the masks. Every call for an index must pass the same drafts.
     pub fn count_allowed(&self, index: usize, drafts: &[u32]) -> usize {
         let count = self.with_state(|state| {
-            if let Some(count) = kept(&state.followed, index) {
+            if let Some(count) = kept(&state.allowed, index) {
                 return count;
             }
             if !state.is_open() || state.answer.len() != index {
                 return 0;
             }
-            let count = self.count_followed(state, drafts);
-            keep(&mut state.followed, index, count);
+            let count = self.count(state, drafts);
+            keep(&mut state.allowed, index, count);
             count
         });
-        count.unwrap_or_default()
+        count.unwrap_or_default().min(drafts.len())
     }
 
-    fn count_followed(&self, state: &mut State, drafts: &[u32]) -> usize {
+    fn count(&self, state: &mut State, drafts: &[u32]) -> usize {
         let environment = state.matcher.as_ref().and_then(|matcher| matcher.tok_env().ok());
         let eos = environment.as_ref().map(|environment| environment.tok_trie().eos_tokens());
         let ends = eos.unwrap_or_default();
@@ -339,7 +345,12 @@ impl GrammarMatcher {
         let done = catch_unwind(AssertUnwindSafe(|| work(self.started(&mut state))));
         done.map_err(|_panic| {
             let progress = failed("the matcher panicked");
-            *state = Some(State { progress: progress.clone(), ..State::new(None) });
+            let mut after = State { progress: progress.clone(), ..State::new(None) };
+            // What some ranks have got before, the others get as well.
+            if let Some(State { masks, accepted, allowed, .. }) = state.take() {
+                (after.masks, after.accepted, after.allowed) = (masks, accepted, allowed);
+            }
+            *state = Some(after);
             progress
         })
     }

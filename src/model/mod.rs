@@ -133,6 +133,14 @@ pub struct Pass<'a, D: Device, C: Communicator<D>> {
     pub cache: &'a mut D::Cache,
 }
 
+/// Rows of the last forward pass whose logits are computed in one product.
+pub(crate) struct HeadRows<'a> {
+    /// Row indices into the residual stream.
+    pub(crate) rows: &'a [u32],
+    /// Whether the logits are used in pieces, of which there are several. A model of one rank has no pieces.
+    pub(crate) in_pieces: bool,
+}
+
 /// The sampling parameters of rows whose logits a rank has a share of.
 pub(crate) struct RowsToSample<'a> {
     /// One entry per row.
@@ -273,7 +281,7 @@ impl<D: Device> Model<D> {
         rows: &[u32],
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        self.head(device, rows, space)?;
+        self.lm_head(device, HeadRows { rows, in_pieces: false }, space)?;
         self.gather_logits(device, comm, space)
     }
 
@@ -282,9 +290,14 @@ impl<D: Device> Model<D> {
         self.shard.ranks > 1
     }
 
-    /// Computes this rank's logits of some rows of the last forward pass, at most `space.head_rows`. More
-    /// than [`LOGIT_ROWS`] of them are used in pieces: see [`Self::select_part`].
-    pub(crate) fn head(&self, device: &D, rows: &[u32], space: &mut Workspace<D>) -> Result<(), DeviceError> {
+    /// Computes this rank's logits of some rows of the last forward pass: at most `space.head_rows` if they
+    /// are used in pieces, which [`Self::select_logits`] takes, else at most [`LOGIT_ROWS`].
+    pub(crate) fn lm_head(
+        &self,
+        device: &D,
+        HeadRows { rows, in_pieces }: HeadRows<'_>,
+        space: &mut Workspace<D>,
+    ) -> Result<(), DeviceError> {
         let head = match &self.head {
             Head::Embedding => &self.embedding,
             Head::Own(head) => head,
@@ -292,26 +305,26 @@ impl<D: Device> Model<D> {
         };
         device.select(&space.residual, rows, &mut space.selected)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
-        let own = match &mut space.heads {
-            Some(heads) if rows.len() > LOGIT_ROWS => heads,
+        let own = match &mut space.head_logits {
+            Some(all) if in_pieces => all,
             _ => space.part.as_mut().unwrap_or(&mut space.logits),
         };
         device.linear(&space.last, &head.matrix, own)
     }
 
-    /// Takes some of more than [`LOGIT_ROWS`] rows of [`Self::head`], at most [`LOGIT_ROWS`], as this rank's
-    /// part of the logits.
-    pub(crate) fn select_part(
+    /// Takes a piece of the rows of [`Self::lm_head`], at most [`LOGIT_ROWS`], as this rank's part of the
+    /// logits.
+    pub(crate) fn select_logits(
         &self,
         device: &D,
         rows: Range<usize>,
         space: &mut Workspace<D>,
     ) -> Result<(), DeviceError> {
-        let Workspace { heads: Some(heads), part: Some(part), .. } = space else {
+        let Workspace { head_logits: Some(all), part: Some(part), .. } = space else {
             unreachable!("only a divided model computes more rows of logits than it samples at a time")
         };
         let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-        device.select(heads, &rows, part)
+        device.select(all, &rows, part)
     }
 
     /// Gathers the parts of the logits of all ranks into `space.logits`, unless one rank has computed them.

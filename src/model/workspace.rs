@@ -15,11 +15,15 @@ pub const LOGIT_ROWS: usize = 64;
 /// product, the head is read once.
 pub(crate) const HEAD_ROWS: usize = 256;
 
-/// Rows that one product with the LM head computes, in steps of at most `slots` sequences. `config` is one
-/// rank's share. One rank alone computes all logits into the widest buffer.
-fn head_rows(config: &ModelConfig, ranks: usize, slots: usize) -> usize {
-    let divided = ranks > 1 && config.reward.is_none();
-    if divided { slots.clamp(LOGIT_ROWS, HEAD_ROWS) } else { LOGIT_ROWS }
+/// Rows that one product with the LM head computes, in steps of at most `rows` tokens. `config` is one rank's
+/// share. One rank alone computes all logits into the widest buffer.
+fn head_rows(config: &ModelConfig, ranks: usize, rows: usize) -> usize {
+    if is_divided(config, ranks) { rows.clamp(LOGIT_ROWS, HEAD_ROWS) } else { LOGIT_ROWS }
+}
+
+/// Whether each rank computes the logits of its share of the vocabulary.
+fn is_divided(config: &ModelConfig, ranks: usize) -> bool {
+    ranks > 1 && config.reward.is_none()
 }
 
 /// The buffers of a forward pass. The results of a layer's products are BF16 if their inputs are E4M3.
@@ -48,8 +52,9 @@ pub struct Workspace<D: Device> {
     /// Rows selected for logits \[head_rows, hidden\].
     pub(super) selected: Floats<D>,
     pub(super) last: D::Acts,
-    /// This rank's logits \[head_rows, share of the vocabulary\]; `None` if `part` has as many rows.
-    pub(super) heads: Option<Floats<D>>,
+    /// This rank's logits of the rows of one product, where they are sampled in pieces \[head_rows, share of
+    /// the vocabulary\]; `None` with one rank or a reward head.
+    pub(super) head_logits: Option<Floats<D>>,
     /// This rank's logits of the rows that are sampled at a time \[LOGIT_ROWS, share of the vocabulary\];
     /// `None` with one rank or a reward head.
     pub(super) part: Option<Floats<D>>,
@@ -136,8 +141,8 @@ impl StepBytes {
         let deltas = product(padded(rows, ranks), 2 * hidden * result_bytes);
         let exchanged = sum([floats(rows, hidden), deltas, acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
-        let head_rows = head_rows(config, ranks, slots);
-        let heads = if head_rows > LOGIT_ROWS { floats(head_rows, config.vocab) } else { 0 };
+        let head_rows = head_rows(config, ranks, rows);
+        let head_logits = if is_divided(config, ranks) { floats(head_rows, config.vocab) } else { 0 };
         let own = sum([
             step_tables(layout, rows, config.max_positions),
             results(qkv + ffn),
@@ -145,7 +150,7 @@ impl StepBytes {
             acts(rows, activated),
             floats(head_rows, hidden),
             acts(head_rows, hidden),
-            heads,
+            head_logits,
             product(slots, 4),
         ]);
         let shared = match &config.reward {
@@ -205,7 +210,7 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
         let inputs = product(room.rows.checked_next_power_of_two().unwrap_or(usize::MAX), widest);
         sum([largest as u64, inputs, layout.library_workspace as u64])
     };
-    let head_rows = head_rows(config, room.ranks, room.slots);
+    let head_rows = head_rows(config, room.ranks, room.rows);
     let stage = product(room.rows, hidden.max(attended).max(activated)).max((head_rows * hidden) as u64);
     let stage = stage.saturating_mul(layout.act_stage as u64);
     let vocab = output_cols(config, room.ranks);
@@ -221,8 +226,8 @@ impl<D: Device> Workspace<D> {
     /// Allocates the buffers for steps of at most `rows` tokens of at most `slots` sequences.
     pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
-        let (vocab, divided) = (output_cols(config, ranks), ranks > 1 && config.reward.is_none());
-        let head_rows = head_rows(config, ranks, slots);
+        let (vocab, divided) = (output_cols(config, ranks), is_divided(config, ranks));
+        let head_rows = head_rows(config, ranks, rows);
         let capacity = StepCapacity {
             rows,
             max_positions: config.max_positions,
@@ -259,7 +264,7 @@ impl<D: Device> Workspace<D> {
             head_rows,
             selected: floats("selected", head_rows, hidden)?,
             last: acts("last", head_rows, hidden)?,
-            heads: (head_rows > LOGIT_ROWS).then(|| floats("heads", head_rows, config.vocab)).transpose()?,
+            head_logits: divided.then(|| floats("head_logits", head_rows, config.vocab)).transpose()?,
             part: divided.then(|| floats("part", LOGIT_ROWS, config.vocab)).transpose()?,
             shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose().map_err(listed)?,
             logits: floats("logits", LOGIT_ROWS, vocab)?,

@@ -1,11 +1,13 @@
 //! A model of a rank with its buffers and its KV cache: forward passes and sampling.
 
+use std::ops::Range;
+
 use super::memory::graph_rows;
 use crate::comm::Communicator;
 use crate::device::{
     CacheSpec, DECODE_ROWS, Device, DeviceError, Graph, SampleRow, SampleSource, StepInputs,
 };
-use crate::model::{LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
+use crate::model::{HeadRows, LOGIT_ROWS, Model, Pass, RowsToSample, Workspace};
 
 /// A model with its buffers and its KV cache.
 pub(super) struct Decoder<D: Device> {
@@ -49,6 +51,24 @@ pub(super) struct ToSample<'a> {
     /// The row of the residual stream.
     pub(super) residual: u32,
     pub(super) sampling: SampleRow<'a>,
+}
+
+/// Rows of one product with the LM head that are sampled at a time.
+struct Piece {
+    rows: Range<usize>,
+    /// Whether their parameters need only shortlists.
+    is_short: bool,
+}
+
+/// The pieces of `count` rows, of which the first `short` need only shortlists.
+fn pieces(count: usize, short: usize) -> Vec<Piece> {
+    let short = short.min(count);
+    let of_kind = |rows: Range<usize>, is_short| {
+        let end = rows.end;
+        rows.step_by(LOGIT_ROWS)
+            .map(move |first| Piece { rows: first..end.min(first + LOGIT_ROWS), is_short })
+    };
+    of_kind(0..short, true).chain(of_kind(short..count, false)).collect()
 }
 
 impl<C> Links<C> {
@@ -120,20 +140,21 @@ impl<D: Device> Decoder<D> {
         // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
         // allow it, not all of them.
         let divided = self.model.is_divided();
-        let (short, whole): (Vec<_>, Vec<_>) =
+        let (mut rows, whole): (Vec<_>, Vec<_>) =
             wanting.into_iter().partition(|wanted| divided && wanted.sampling.is_short());
-        let head_rows = self.space.head_rows;
-        let short = short.chunks(head_rows).map(|rows| (rows, true));
-        let groups = short.chain(whole.chunks(head_rows).map(|rows| (rows, false)));
+        let short = rows.len();
+        rows.extend(whole);
         let mut sampled = Vec::new();
-        for (group, is_short) in groups {
+        for (index, group) in rows.chunks(self.space.head_rows).enumerate() {
+            let pieces = pieces(group.len(), short.saturating_sub(index * self.space.head_rows));
             let wanted: Vec<u32> = group.iter().map(|wanted| wanted.residual).collect();
-            self.model.head(device, &wanted, &mut self.space)?;
-            for (index, piece) in group.chunks(LOGIT_ROWS).enumerate() {
-                if group.len() > LOGIT_ROWS {
-                    let first = index * LOGIT_ROWS;
-                    self.model.select_part(device, first..first + piece.len(), &mut self.space)?;
+            let in_pieces = pieces.len() > 1;
+            self.model.lm_head(device, HeadRows { rows: &wanted, in_pieces }, &mut self.space)?;
+            for Piece { rows, is_short } in pieces {
+                if in_pieces {
+                    self.model.select_logits(device, rows.clone(), &mut self.space)?;
                 }
+                let piece = &group[rows];
                 self.sample_piece(device, comm, piece, is_short)?;
                 sampled.push(piece.iter().map(|wanted| wanted.row).collect());
             }

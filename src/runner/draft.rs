@@ -8,9 +8,9 @@
 //! whose tokens do not fit has no drafts until a later step.
 //!
 //! A draft is sampled by the row's own parameters, seed, position and mask. So the two models choose by the
-//! same random number, and choose the same token where their probabilities are alike. The mask of a draft's
-//! grammar is computed beside the pass before the draft, and the model samples by it too, so this is no
-//! further work; only the mask's bits are sent to the device twice.
+//! same random number, and choose the same token where their probabilities are alike. A draft's mask is
+//! computed while the draft model runs the pass before that draft. The model later samples the same position
+//! by the same mask, so no mask is computed twice. Only its bits go to the device twice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub(super) struct Proposed {
 }
 
 /// The parts of a rank that a pass of its draft model uses.
-struct Around<'a, C> {
+struct RankContext<'a, C> {
     links: &'a Links<C>,
     slots: &'a SamplerSlots,
     place: &'a RankPlace,
@@ -120,7 +120,7 @@ impl<D: Device> DraftModel<D> {
             return Ok(Proposed::unchanged(plan));
         }
         let (mut with_drafts, mut mask_wait) = (StepPlan::clone(&plan), Duration::ZERO);
-        let around = Around { links, slots, place };
+        let around = RankContext { links, slots, place };
         while !proposals.is_empty() {
             mask_wait += self.pass(&around, &mut proposals)?;
             for ended in proposals.extract_if(.., |proposal| proposal.has_ended()) {
@@ -170,10 +170,10 @@ impl<D: Device> DraftModel<D> {
     /// time for which the device had to wait for masks.
     fn pass<C: Communicator<D>>(
         &mut self,
-        around: &Around<'_, C>,
+        around: &RankContext<'_, C>,
         proposals: &mut [Proposal<'_>],
     ) -> Result<Duration, DeviceError> {
-        let Around { links, slots, place } = around;
+        let RankContext { links, slots, place } = around;
         let job = |proposal: &Proposal<'_>| slots.draft_mask_job(proposal.row, &proposal.drafts);
         let jobs = || proposals.iter().map(|proposal| job(proposal).filter(|_| proposal.caught_up));
         place.submit(jobs());

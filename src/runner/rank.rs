@@ -17,7 +17,7 @@ use crate::comm::Communicator;
 use crate::device::{CacheSpec, DECODE_ROWS, Device, DeviceError, PEER};
 use crate::engine::panic_text;
 use crate::grammar::TokenMask;
-use crate::model::{LOGIT_ROWS, Model};
+use crate::model::{HeadRows, LOGIT_ROWS, Model};
 use crate::scheduler::step_plan::{Row, RowOutput, SlotStart, StepPlan, TokenSource};
 
 /// The parts that a rank is built from.
@@ -254,14 +254,23 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     /// Computes log-probabilities of prompt tokens for the rows that ask for them.
     fn score(&mut self, plan: &StepPlan, firsts: &[usize], out: &mut [RowOutput]) -> Result<(), DeviceError> {
         for (index, row) in plan.rows.iter().enumerate() {
-            for (piece, targets) in row.score.chunks(LOGIT_ROWS).enumerate() {
-                let start = firsts[index] + row.score_from as usize + piece * LOGIT_ROWS;
-                let wanted: Vec<u32> = (start..start + targets.len()).map(|r| r as u32).collect();
-                let Decoder { model, space, vocab, .. } = &mut self.decoder;
-                model.logits(&self.device, &self.links.comm, &wanted, space)?;
-                let top = self.slots.get(row.slot).prompt_top();
-                let scores = self.device.score(&space.logits, *vocab, targets, top)?;
-                sampler::add_scores(targets, scores, &mut out[index]);
+            let first = firsts[index] + row.score_from as usize;
+            let wanted: Vec<u32> = (first..first + row.score.len()).map(|row| row as u32).collect();
+            let Decoder { model, space, vocab, .. } = &mut self.decoder;
+            let (device, head_rows) = (&self.device, space.head_rows);
+            for (rows, targets) in wanted.chunks(head_rows).zip(row.score.chunks(head_rows)) {
+                let in_pieces = rows.len() > LOGIT_ROWS;
+                model.lm_head(device, HeadRows { rows, in_pieces }, space)?;
+                for (piece, targets) in targets.chunks(LOGIT_ROWS).enumerate() {
+                    if in_pieces {
+                        let first = piece * LOGIT_ROWS;
+                        model.select_logits(device, first..first + targets.len(), space)?;
+                    }
+                    model.gather_logits(device, &self.links.comm, space)?;
+                    let top = self.slots.get(row.slot).prompt_top();
+                    let scores = device.score(&space.logits, *vocab, targets, top)?;
+                    sampler::add_scores(targets, scores, &mut out[index]);
+                }
             }
         }
         Ok(())

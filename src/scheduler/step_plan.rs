@@ -37,10 +37,10 @@ pub struct Row {
     pub blocks: Arc<[u32]>,
     /// Whether to sample from the logits after the last token fed.
     pub sample: bool,
-    /// Number of drafts at the end of `tokens`, which come from the host then, when no earlier step is in
-    /// flight. The row samples after the token before the drafts, and after each draft as long as the samples
-    /// before are equal to the drafts. The executor leaves out drafts from the first one on that the row's
-    /// grammar refuses.
+    /// Number of drafts at the end of `tokens`. With drafts, `tokens` come from the host and no earlier step
+    /// is in flight. The row samples after the token before the drafts, and after each draft as long as the
+    /// samples before are equal to the drafts. The executor leaves out drafts from the first one on that the
+    /// row's grammar refuses.
     pub drafts: usize,
     /// The most drafts that the executor proposes by its draft model and feeds after `tokens`, as if they
     /// were among them. Without any, 0; otherwise `tokens` come from the host and have no drafts, no earlier

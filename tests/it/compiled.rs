@@ -94,7 +94,17 @@ fn sections() -> [Section; 3] {
         section(".text.octant_small", &[LDL, FADD, STL, LDS, STS]),
         section(
             ".text.octant_large",
-            &[QGMMA_64X128, FADD, QGMMA_64X128, HGMMA_64X48, QGMMA_64X8, HGMMA_64X16],
+            &[
+                UBLKPF,
+                UBLKPF,
+                ACQBULK,
+                QGMMA_64X128,
+                FADD,
+                QGMMA_64X128,
+                HGMMA_64X48,
+                QGMMA_64X8,
+                HGMMA_64X16,
+            ],
         ),
     ]
 }
@@ -102,8 +112,8 @@ fn sections() -> [Section; 3] {
 /// The table of the kernels that [`log`] and [`sections`] describe.
 fn committed() -> Table {
     let text = "# A comment.\ncompiler 13.0.88\n\
-                large 168 5120 0 1*HGMMA.64x16 1*HGMMA.64x48 2*QGMMA.64x128 1*QGMMA.64x8\n\
-                small 40 0 2\n";
+                large 168 5120 0 2 1*HGMMA.64x16 1*HGMMA.64x48 2*QGMMA.64x128 1*QGMMA.64x8\n\
+                small 40 0 2 0\n";
     Table::parse(text).unwrap()
 }
 
@@ -138,10 +148,11 @@ fn a_cubin_and_its_log_give_the_row_of_each_kernel() {
 #[test]
 fn a_kernel_that_takes_more_or_has_other_products_is_refused() {
     type Change = fn(&mut Kernel);
-    let changes: [(Change, &str); 8] = [
+    let changes: [(Change, &str); 9] = [
         (|k| k.registers += 1, "large: expected at most 168 registers, found 169"),
         (|k| k.shared += 4, "large: expected at most 5120 bytes of static shared memory, found 5124"),
         (|k| k.local += 1, "large: expected at most 0 instructions that access local memory"),
+        (|k| k.reads -= 1, "large: expected at least 2 reads to L2 before the kernel waits, found 1"),
         (|k| k.products.clear(), "found none"),
         (|k| set(k, "QGMMA.64x128", 0), "found 1*HGMMA.64x16 1*HGMMA.64x48 1*QGMMA.64x8"),
         (|k| set(k, "QGMMA.64x128", 1), "1*QGMMA.64x128 1*QGMMA.64x8"),
@@ -171,6 +182,8 @@ fn with_another_compiler_only_lost_products_and_spills_fail() {
     assert!(!fails(|kernel| set(kernel, "QGMMA.64x128", 4), 0));
     assert!(!fails(|kernel| kernel.local += 4, 1));
     assert!(fails(|kernel| kernel.local += 4, 0));
+    assert!(!fails(|kernel| kernel.reads -= 1, 0));
+    assert!(fails(|kernel| kernel.reads = 0, 0));
     assert!(fails(|kernel| set(kernel, "QGMMA.64x8", 0), 0));
     assert!(fails(|kernel| set(kernel, "HGMMA.64x8", 1), 1));
 }
@@ -216,7 +229,8 @@ fn a_row_of_another_form_is_named() {
         ("large 168 0 0\n", "compiler VERSION"),
         ("compiler 13\nlarge 168 0\n", "local memory: expected a number, got ``"),
         ("compiler 13\nlarge 168 none 0\n", "shared memory: expected a number, got `none`"),
-        ("compiler 13\nlarge 168 0 0 QGMMA.64x8\n", "expected COUNT*SHAPE"),
+        ("compiler 13\nlarge 168 0 0 0 QGMMA.64x8\n", "expected COUNT*SHAPE"),
+        ("compiler 13\nlarge 168 0 0 4*QGMMA.64x8\n", "reads to L2: expected a number"),
         ("compiler 13\n\n", "expected the name of a kernel"),
     ] {
         let error = Table::parse(text).unwrap_err();

@@ -66,11 +66,16 @@ fn drafts_change_neither_masks_nor_progress() {
                 let right = drafts.iter().zip(&tokens[at..]).take_while(|(one, other)| one == other).count();
                 let followed = matcher.count_allowed(at, &drafts);
                 // A draft model asks for the masks one by one.
+                let mut first = None;
                 for known in 0..random.bits() as usize % (count + 1) {
                     let before = matcher.masks(at, &drafts[..known]);
                     assert!(before.len() <= known + 1 && matcher.is_ready(at, &drafts[..known]));
+                    first = before.first().cloned();
                 }
                 let got = matcher.masks(at, &drafts);
+                if let Some(first) = first {
+                    assert!(Arc::ptr_eq(&first, &got[0]), "a mask is computed once");
+                }
                 follows(&got, &drafts, followed);
                 refused += count - followed;
                 assert_eq!(matcher.masks(at, &drafts[..count / 2])[..], got[..got.len().min(count / 2 + 1)]);

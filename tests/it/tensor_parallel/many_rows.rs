@@ -8,7 +8,7 @@ use crate::device::determinism::block_on;
 use crate::device::model::fixture;
 
 /// Requests of each kind: greedy ones need the ranks' shortlists, the others all logits.
-const EACH: u32 = 150;
+const EACH: u32 = 180;
 const LENGTH: u32 = 12;
 
 fn requests() -> Vec<Request> {
@@ -61,7 +61,7 @@ fn answers(most: usize) -> (Vec<Vec<u32>>, u64) {
 fn rows_of_one_product_with_the_head_have_the_bits_of_others() {
     let (alone, _) = answers(8);
     assert!(alone.iter().all(|ids| ids.len() == LENGTH as usize));
-    let (all, steps) = answers(300);
+    let (all, steps) = answers(400);
     assert_eq!(all, alone);
     // So few steps that most had more than 64 rows of each kind.
     assert!(steps < 2 * u64::from(LENGTH), "{steps} steps");
