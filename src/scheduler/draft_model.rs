@@ -4,7 +4,8 @@
 //! The draft model does not follow every step: with many sequences it would cost time and gain none. When a
 //! sequence asks for drafts, the draft model first computes the tokens that it has missed, which are those of
 //! the prompt at first. Their cost is spread over the tokens that the answer is expected to have still, so
-//! that drafts do not begin for the last tokens of an answer.
+//! that drafts do not begin for the last tokens of an answer. It is not spread if drafts pay only because
+//! fewer sequences run than usual: another one may join in the next step.
 //!
 //! The chance of a draft is learned from those before it, of the same sequence and of all. Where drafts do
 //! not pay, none are fed and nothing is learned. Therefore one sequence is tried now and then, for
@@ -22,6 +23,8 @@ const PRIOR: Acceptance = Acceptance { accepted: 4.2, seen: 6.0 };
 const USUAL_ANSWER: f64 = 128.0;
 /// Factor by which each ended answer lowers the weight of all earlier answers.
 const ANSWER_DECAY: f64 = 0.97;
+/// The share of the distance that the usual number of sequences falls in a step in which fewer run.
+const FALL: f64 = 0.05;
 /// The share of the time that is spent on drafts that are not expected to pay.
 const TRIAL_SHARE: f64 = 0.003;
 
@@ -57,6 +60,8 @@ pub(super) struct DraftModelState {
     answer_tokens: f64,
     /// Ended answers, with the same weights.
     answers: f64,
+    /// Sequences that run or wait for a slot. Those that have just ended still count for some steps.
+    sequences: f64,
     /// Seconds that a trial may cost.
     allowance: f64,
     /// Seconds that the last trial considered would have cost; 0 if it was made.
@@ -65,7 +70,14 @@ pub(super) struct DraftModelState {
 
 impl Default for DraftModelState {
     fn default() -> Self {
-        Self { acceptance: PRIOR, answer_tokens: USUAL_ANSWER, answers: 1.0, allowance: 0.0, too_dear: 0.0 }
+        Self {
+            acceptance: PRIOR,
+            answer_tokens: USUAL_ANSWER,
+            answers: 1.0,
+            sequences: 0.0,
+            allowance: 0.0,
+            too_dear: 0.0,
+        }
     }
 }
 
@@ -119,6 +131,17 @@ impl DraftModelState {
         // An answer that is longer than usual is expected to become twice as long.
         let expected = (self.answer_tokens / self.answers - generated as f64).max(generated as f64);
         expected.min(most as f64).max(1.0)
+    }
+
+    /// Takes in how many sequences run or wait for a slot when a step is planned.
+    pub(super) fn run(&mut self, sequences: usize) {
+        let now = sequences as f64;
+        self.sequences = now.max(self.sequences - FALL * (self.sequences - now));
+    }
+
+    /// The number of sequences that are expected to run for a while.
+    pub(super) fn usual_sequences(&self) -> usize {
+        self.sequences.round() as usize
     }
 
     /// Learns from a row of any sequence.

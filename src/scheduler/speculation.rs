@@ -78,6 +78,13 @@ impl PlainStep<'_> {
         self.others + self.times.seconds(self.decodes + self.prompts + drafts)
     }
 
+    /// A later step of this many decode rows with contexts as long, and no prompts.
+    fn later(&self, decodes: usize) -> Self {
+        let of_prompts = self.times.seconds(self.decodes + self.prompts) - self.times.seconds(self.decodes);
+        let others = (self.others + of_prompts) * decodes as f64 / self.decodes as f64;
+        Self { times: self.times, decodes, prompts: 0, others }
+    }
+
     /// Decode rows per second, times the least gain.
     fn needed(&self) -> f64 {
         self.decodes as f64 / self.seconds(0) * LEAST_GAIN
@@ -128,6 +135,8 @@ impl Scheduler {
             return;
         }
         self.running.values_mut().for_each(|sequence| sequence.wanted_drafts = 0);
+        let soon = self.running.len() + self.waiting.len();
+        self.draft_model.run(soon.min(self.config.max_num_seqs));
         if self.steps_in_flight() > 0 {
             return;
         }
@@ -177,7 +186,9 @@ impl Scheduler {
             return Chosen::default();
         }
         let room = self.config.max_num_batched_tokens - step.decodes;
-        let mut candidates = self.candidates();
+        let usual = self.draft_model.usual_sequences().max(step.decodes);
+        let pay_for_long = step.later(usual).can_pay(most);
+        let mut candidates = self.candidates(pay_for_long);
         candidates.truncate(room.min(self.config.max_num_seqs + SPARE_SAMPLES));
         let Some(step) = self.plain_step().filter(|_| !candidates.is_empty()) else {
             return Chosen::default();
@@ -227,14 +238,15 @@ impl Scheduler {
         }
     }
 
-    /// The drafts of all decode rows, the most likely ones first.
-    fn candidates(&mut self) -> Vec<Candidate> {
+    /// The drafts of all decode rows, the most likely ones first. `pay_for_long`: whether drafts of a draft
+    /// model are expected to pay until the answers end, so that its work on a sequence serves them all.
+    fn candidates(&mut self, pay_for_long: bool) -> Vec<Candidate> {
         let (most, with_model) = (self.config.max_drafts, self.config.draft_model);
         let mut candidates = Vec::new();
         for (order, sequence) in &mut self.running {
             let chances = sequence.draft_chances(most, &self.draft_model);
             let missing = sequence.model_drafts.as_ref().map_or(0, |drafts| drafts.missing(sequence.len()));
-            let tokens_left = if with_model {
+            let tokens_left = if with_model && pay_for_long {
                 self.draft_model.tokens_left(sequence.generated(), sequence.most_tokens_left())
             } else {
                 1.0

@@ -106,6 +106,47 @@ fn a_draft_model_does_not_begin_for_the_last_tokens_of_an_answer() {
     }
 }
 
+/// Drafts pay for three sequences and not for four. The draft model would compute a prompt of 100 tokens for
+/// each sequence that drafts begin for.
+#[test]
+fn a_draft_model_does_not_begin_while_fewer_sequences_run_than_usual() {
+    let steps = [(1, 1.0), (4, 1.0), (5, 10.0), (64, 100.0)];
+    let passes = [(1, 0.05), (64, 0.05 + 63.0 * 0.02)];
+    let points = |of: &[(usize, f64)]| of.iter().map(|(rows, seconds)| time(*rows, *seconds)).collect();
+    let times = StepTimes::new(points(&steps)).with_draft_model(points(&passes));
+    let bench = |sequences: u32, tokens: u32| {
+        let mut bench = Bench::new(SchedulerConfig { num_blocks: 64, ..drafting() });
+        bench.scheduler.set_step_times(times.clone());
+        (0..sequences).for_each(|index| drop(bench.submit(long(index, tokens + 7 * index))));
+        bench
+    };
+    // Another request arrives two steps after one has ended.
+    let mut changing = bench(4, 100);
+    let (mut next, mut gap) = (4, 0);
+    for _ in 0..1000 {
+        changing.step();
+        gap = if changing.scheduler.counts().running < 4 { gap + 1 } else { 0 };
+        if gap == 3 {
+            changing.submit(long(next, 100 + 5 * (next % 9)));
+            (next, gap) = (next + 1, 0);
+        }
+    }
+    assert!(next > 20, "{next} requests");
+    assert_eq!(changing.scheduler.counts().speculation.drafts, 0);
+    let mut three = bench(3, 150);
+    three.run(1);
+    assert!(three.scheduler.counts().speculation.drafts > 20);
+}
+
+/// A request with a prompt of 100 tokens.
+fn long(first: u32, max_tokens: u32) -> octant::request::Request {
+    request((0..100).map(|i| (first * 31 + i * 7) % 97).collect(), max_tokens)
+}
+
+fn time(rows: usize, seconds: f64) -> StepTime {
+    StepTime { rows, seconds }
+}
+
 #[test]
 fn drafts_that_are_rejected_end_soon_and_are_tried_again() {
     let mut scheduler =
