@@ -117,7 +117,9 @@ fn a_draft_model_does_not_begin_while_fewer_sequences_run_than_usual() {
     let bench = |sequences: u32, tokens: u32| {
         let mut bench = Bench::new(SchedulerConfig { num_blocks: 64, ..drafting() });
         bench.scheduler.set_step_times(times.clone());
-        (0..sequences).for_each(|index| drop(bench.submit(long(index, tokens + 7 * index))));
+        for index in 0..sequences {
+            bench.submit(long(index, tokens + 7 * index));
+        }
         bench
     };
     // Another request arrives two steps after one has ended.
