@@ -285,11 +285,6 @@ impl<D: Device> Model<D> {
         self.gather_logits(device, comm, space)
     }
 
-    /// Whether this is one rank's shard of a model.
-    pub(crate) fn is_divided(&self) -> bool {
-        self.shard.ranks > 1
-    }
-
     /// Computes this rank's logits of some rows of the last forward pass: at most `space.head_rows` if they
     /// are used in pieces, which [`Self::select_logits`] takes, else at most [`LOGIT_ROWS`].
     pub(crate) fn lm_head(

@@ -139,7 +139,7 @@ impl<D: Device> Decoder<D> {
     ) -> Result<Vec<Vec<usize>>, DeviceError> {
         // Ranks that share a vocabulary exchange only their largest logits where the sampling parameters
         // allow it, not all of them.
-        let divided = self.model.is_divided();
+        let divided = self.space.shortlists.is_some();
         let (mut rows, whole): (Vec<_>, Vec<_>) =
             wanting.into_iter().partition(|wanted| divided && wanted.sampling.is_short());
         let short = rows.len();

@@ -187,7 +187,7 @@ impl Scheduler {
         }
         let room = self.config.max_num_batched_tokens - step.decodes;
         let usual = self.draft_model.usual_sequences().max(step.decodes);
-        let pay_for_long = step.later(usual).can_pay(most);
+        let pay_for_long = self.config.draft_model && step.later(usual).can_pay(most);
         let mut candidates = self.candidates(pay_for_long);
         candidates.truncate(room.min(self.config.max_num_seqs + SPARE_SAMPLES));
         let Some(step) = self.plain_step().filter(|_| !candidates.is_empty()) else {
@@ -246,7 +246,7 @@ impl Scheduler {
         for (order, sequence) in &mut self.running {
             let chances = sequence.draft_chances(most, &self.draft_model);
             let missing = sequence.model_drafts.as_ref().map_or(0, |drafts| drafts.missing(sequence.len()));
-            let tokens_left = if with_model && pay_for_long {
+            let tokens_left = if pay_for_long {
                 self.draft_model.tokens_left(sequence.generated(), sequence.most_tokens_left())
             } else {
                 1.0
