@@ -72,7 +72,7 @@ fn main() {
         &Cpu::LAYOUT,
         o.precision,
         kv_dtype(o.precision),
-        &StepRoom { ranks: 1, rows: PREFILL, slots: 64, deterministic: true },
+        &StepRoom { ranks: 1, rows: PREFILL, slots: 64, deterministic: true, two_batch_tokens: None },
     );
     let plan = MemoryPlan::new(needs, u64::MAX, None, PREFILL + BLOCK_TOKENS, 64)
         .expect("a plan without a memory limit");

@@ -42,6 +42,7 @@ pub fn start(dir: &Path, model: &ModelConfig, settings: &RunnerSettings) -> Runn
         draft: None,
         max_num_seqs,
         max_num_batched_tokens,
+        two_batch_tokens: None,
         vocab: model.vocab,
     };
     Runner::start(vec![parts], RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 })

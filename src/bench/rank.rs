@@ -152,7 +152,13 @@ impl Setup {
         let longest = longest.chain(args.prefill.iter().copied()).max().unwrap_or(1);
         let rows = args.prefill.iter().copied().chain([batch]).max().unwrap_or(1);
         let limited = ModelConfig { max_positions: longest.next_multiple_of(BLOCK_TOKENS), ..config.clone() };
-        let room = StepRoom { ranks: 1, rows, slots: batch, deterministic: args.deterministic };
+        let room = StepRoom {
+            ranks: 1,
+            rows,
+            slots: batch,
+            deterministic: args.deterministic,
+            two_batch_tokens: None,
+        };
         let needs = MemoryNeeds::new(&limited, &D::LAYOUT, PRECISION, KvDtype::Fp8, &room);
         let largest = Message { float_type: PRECISION.results(), rows, cols: config.hidden };
         let comm = SingleDeviceGroup::new(&device, args.tp, largest)?;
@@ -175,6 +181,7 @@ impl Setup {
             draft: None,
             max_num_seqs: batch,
             max_num_batched_tokens: rows,
+            two_batch_tokens: None,
             vocab,
         };
         let runner =

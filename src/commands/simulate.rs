@@ -224,6 +224,7 @@ fn overrides(args: &SimulateArgs) -> Overrides {
         head: args.lm_head_dtype,
         kv: args.kv_cache_dtype,
         deterministic: args.deterministic,
+        two_batch_tokens: args.two_batch_tokens,
     }
 }
 
@@ -254,6 +255,7 @@ fn scheduler_config(
         || args.kv_cache_dtype.is_some()
         || args.quantization.is_some()
         || args.lm_head_dtype.is_some()
+        || args.two_batch_tokens.is_some()
         || matches!(args.speculate, Some(Speculate::Draft(_)));
     let num_blocks = match r.filter(|_| !resized) {
         Some(recorded) => recorded.num_blocks,
@@ -264,6 +266,7 @@ fn scheduler_config(
                 rows: max_num_batched_tokens,
                 slots: max_num_seqs,
                 deterministic: inputs.deterministic,
+                two_batch_tokens: inputs.two_batch_tokens,
             };
             let (layout, precision, kv) = (&Layout::CUDA, inputs.precision, inputs.kv);
             let mut sum = MemoryNeeds::new(&share, layout, precision, kv, &room);

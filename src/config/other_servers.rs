@@ -257,7 +257,7 @@ const MODEL: [OtherFlag; 20] = [
 ];
 
 /// Parallel work on several devices or machines.
-const PARALLEL: [OtherFlag; 9] = [
+const PARALLEL: [OtherFlag; 10] = [
     OtherFlag {
         names: &["data-parallel-size", "dp-size", "dp", "-dp", "data-parallel-size-local"],
         rule: Rule::DropIf(
@@ -311,6 +311,10 @@ const PARALLEL: [OtherFlag; 9] = [
             "-mg",
         ],
         "--device cuda puts all layers on GPUs; --tensor-parallel-size and --gpus choose how many and which",
+    ),
+    refuse(
+        &["enable-dbo", "enable-two-batch-overlap", "dbo-prefill-token-threshold"],
+        "use --two-batch-tokens TOKENS, the size from which a step is computed as two batches",
     ),
     refuse(&["sharded"], "use --tensor-parallel-size N, the number of shards"),
     refuse(&["base-gpu-id", "gpu-id-step"], "use --gpus, the number of each GPU"),

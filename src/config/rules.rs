@@ -39,6 +39,18 @@ impl ServeArgs {
             let message = "nccl adds in an order that varies; expected --deterministic false with it";
             return wrong("--communicator", message.to_owned());
         }
+        if self.device.two_batch_tokens.is_some() {
+            let flag = "--two-batch-tokens";
+            if device == DeviceName::Cpu {
+                return wrong(flag, "expected --device cuda or simulate, got cpu".to_owned());
+            }
+            if ranks == 1 {
+                return wrong(flag, "expected --tensor-parallel-size of at least 2, got 1".to_owned());
+            }
+            if communicator == CommunicatorName::Nccl {
+                return wrong(flag, "expected --communicator p2p, got nccl".to_owned());
+            }
+        }
         if given("admin_host") && self.network.admin_port.is_none() {
             return wrong("--admin-host", "expected --admin-port with it".to_owned());
         }

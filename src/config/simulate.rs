@@ -182,6 +182,9 @@ pub struct SimulateArgs {
         )
     )]
     pub(crate) deterministic: Option<bool>,
+    /// Compute steps of at least this many tokens as two batches [default: as recorded, else one batch]
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_1)]
+    pub(crate) two_batch_tokens: Option<usize>,
 
     /// Random arrivals: requests per second, and the coefficient of variation of their intervals. 1 is a
     /// Poisson process, 0 is constant intervals, above 1 is bursty
@@ -328,6 +331,7 @@ impl SimulateArgs {
             || self.lm_head_dtype.is_some()
             || self.kv_cache_dtype.is_some()
             || self.deterministic.is_some()
+            || self.two_batch_tokens.is_some()
             || self.max_num_seqs.is_some()
             || self.max_num_batched_tokens.is_some()
             || self.max_model_len.is_some()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::Hardware;
 use super::figures::{Kernel, Limit};
 use crate::device::product_tiles::{
-    CHUNK, Cuts, Division, MaxRows, PARTS, READ_AHEAD, TILE, stages, variant_rows,
+    BESIDE_BLOCKS, CHUNK, Cuts, Division, MaxRows, PARTS, READ_AHEAD, TILE, stages, variant_rows,
 };
 
 /// Bytes of a sum.
@@ -112,6 +112,8 @@ pub(super) struct Product {
     completions: Arc<[f64]>,
     /// Bytes of an output.
     out_bytes: usize,
+    /// Multiprocessors that launches of whole tiles leave to sums.
+    left: usize,
 }
 
 impl Product {
@@ -119,7 +121,22 @@ impl Product {
         let (tiles, chunks) = (out.div_ceil(TILE), (input * operands.weight_bytes()).div_ceil(CHUNK));
         let out_bytes = operands.out_bytes();
         let cuts = Cuts::new(tiles, chunks);
-        Self { out, input, operands, tiles, chunks, cuts, completions: cuts.completions().into(), out_bytes }
+        Self {
+            out,
+            input,
+            operands,
+            tiles,
+            chunks,
+            cuts,
+            completions: cuts.completions().into(),
+            out_bytes,
+            left: 0,
+        }
+    }
+
+    /// The same beside a sum.
+    pub(super) fn beside_sum(&self) -> Self {
+        Self { left: BESIDE_BLOCKS, ..self.clone() }
     }
 
     /// The time of the product of `rows` rows in each of `layers` layers. With `library`, cuBLASLt computes
@@ -139,7 +156,7 @@ impl Product {
     }
 
     fn division(&self, rows: usize) -> Division {
-        self.cuts.division(rows, self.operands.max_rows())
+        self.cuts.division(rows, self.operands.max_rows(), self.left)
     }
 
     /// Seconds of `sending`, the time to send the results to other ranks, that pass while the product of
@@ -169,7 +186,7 @@ impl Product {
 
     /// Tiles that the busiest block of a launch of whole tiles computes.
     fn rounds(&self, rows: usize) -> usize {
-        self.cuts.rounds(rows.div_ceil(self.operands.max_rows().whole))
+        self.cuts.rounds(rows.div_ceil(self.operands.max_rows().whole), self.left)
     }
 
     /// A launch in which each block computes one part for all rows. Weights are read from memory once.
@@ -193,7 +210,7 @@ impl Product {
     fn whole(&self, rows: usize, gpu: &Hardware) -> ProductTime {
         let columns = self.operands.max_rows().whole;
         let row_tiles = rows.div_ceil(columns);
-        let tiles = self.cuts.rounds(row_tiles) as f64;
+        let tiles = self.cuts.rounds(row_tiles, self.left) as f64;
         let work = Work {
             rows: columns,
             weight_rows: row_tiles * TILE,

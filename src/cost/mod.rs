@@ -11,6 +11,7 @@ mod figures;
 mod hardware;
 mod linear;
 mod time;
+mod two_batches;
 
 use attention::AttentionWork;
 pub(crate) use figures::TermOrigin;
@@ -100,6 +101,8 @@ pub struct CostModel {
     bytes: ElementBytes,
     /// Whether cuBLASLt computes the products of many rows where it is faster, except for parts of sums.
     library: bool,
+    /// Tokens from which a step is computed as two batches, if any is.
+    two_batch_tokens: Option<usize>,
 }
 
 impl CostModel {
@@ -130,6 +133,7 @@ impl CostModel {
             bytes: ElementBytes::new(precision),
             kv_element: if kv == KvDtype::Fp8 { 1.0 } else { 2.0 },
             library: false,
+            two_batch_tokens: None,
             hardware,
         })
     }
@@ -138,6 +142,13 @@ impl CostModel {
     /// `--deterministic false`.
     pub fn with_library(self) -> Self {
         Self { library: true, ..self }
+    }
+
+    /// The same cost model, but steps of at least `tokens` tokens are computed as two batches, as with
+    /// `--two-batch-tokens`. One rank alone has no sums to hide.
+    pub fn with_two_batches(self, tokens: Option<usize>) -> Self {
+        let two_batch_tokens = tokens.filter(|_| self.ranks > 1);
+        Self { two_batch_tokens, ..self }
     }
 
     /// The time of a step of these rows; 0 without rows.
@@ -156,23 +167,14 @@ impl CostModel {
         }
         let layers = share.layers as f64;
         let head = (share.vocab * share.hidden) as f64;
-        let linear: ProductTime = self
-            .products
-            .iter()
-            .zip([false, true, false, true])
-            .map(|(product, is_part)| {
-                // The library cannot store parts in other ranks' memory.
-                let library = self.library && !(is_part && self.ranks > 1);
-                product.time(count, share.layers, hardware, library)
-            })
-            .sum();
+        let linear: ProductTime = self.product_times(&self.products, count).into_iter().sum();
         let head_rows = if self.ranks > 1 { HEAD_ROWS } else { LOGIT_ROWS };
         let of_head = |limit| hardware.share(Kernel::Linear, limit, (logits as usize).min(head_rows));
         let kv_rate = hardware.read * hardware.share(Kernel::Attention, Limit::Memory, count);
         let attention_rate = hardware.attention * hardware.share(Kernel::Attention, Limit::Arithmetic, count);
         let rows_rate = hardware.read * hardware.share(Kernel::Rows, Limit::Memory, count);
         let sums = self.layer_sums(count);
-        StepTime {
+        let time = StepTime {
             weights: linear.weights,
             staging: linear.staging,
             products: linear.products,
@@ -186,7 +188,21 @@ impl CostModel {
             reduce: self.reduce_seconds(count, sums.seconds) - layers * sums.ahead,
             gather: self.gather_seconds(logits),
             overhead: hardware.step_overhead + layers * (hardware.layer_overhead - sums.saved),
+        };
+        match self.two_batch_rows(count) {
+            Some(rows) => self.as_two_batches(time, rows),
+            None => time,
         }
+    }
+
+    /// The times of the four products of a layer for `rows` rows, summed over the layers.
+    fn product_times(&self, products: &[Product; 4], rows: usize) -> [ProductTime; 4] {
+        let is_part = [false, true, false, true];
+        std::array::from_fn(|index| {
+            // The library cannot store parts in other ranks' memory.
+            let library = self.library && !(is_part[index] && self.ranks > 1);
+            products[index].time(rows, self.share.layers, &self.hardware, library)
+        })
     }
 
     /// The times of the steps that prefill `tokens` prompt tokens after `done` earlier ones, at most
@@ -218,15 +234,10 @@ impl CostModel {
             return LayerSums::default();
         }
         let (elements, hardware) = ((rows * self.share.hidden) as f64, &self.hardware);
-        let ElementBytes { result, input } = self.bytes;
+        let result = self.bytes.result;
         let seconds = |each: f64, least: f64| hardware.all_reduce_seconds((each * elements).max(least));
-        let (one_shot, two_shot) = (seconds(result, 0.0), seconds((result + input) / 2.0, TWO_SHOT_MIN));
-        // The last results and their signal take the latency of a phase.
-        let latency = hardware.all_reduce_seconds(TWO_SHOT_MIN);
-        let sending = (seconds(result, TWO_SHOT_MIN) - latency) / 2.0;
-        let reading = result * elements / hardware.l2;
+        let one_shot = seconds(result, 0.0);
         let [qkv, attention, up, mlp] = &self.products;
-        let pushed = |product: &Product| two_shot + reading - product.hidden(sending, rows, hardware);
         let sums = |seconds: [f64; 2], saved: f64, busy: usize| {
             // The blocks that read start after those of the sum.
             let ahead = |(sum, product): (&f64, &Product)| {
@@ -240,8 +251,23 @@ impl CostModel {
         let saved = if sliced { self.sliced_seconds() } else { 0.0 };
         let one_shots = sums([one_shot; 2], saved, if sliced { rows * ROW_SLICES } else { rows });
         // A rank computes its share of the rows.
-        let two_shots = sums([attention, mlp].map(pushed), 0.0, rows.div_ceil(self.ranks));
+        let two_shots = sums(
+            [attention, mlp].map(|product| self.two_shot_seconds(product, rows)),
+            0.0,
+            rows.div_ceil(self.ranks),
+        );
         if one_shots.total() <= two_shots.total() { one_shots } else { two_shots }
+    }
+
+    /// Seconds of the two-shot sum of the results of `product` that do not pass while it runs.
+    fn two_shot_seconds(&self, product: &Product, rows: usize) -> f64 {
+        let (elements, hardware) = ((rows * self.share.hidden) as f64, &self.hardware);
+        let ElementBytes { result, input } = self.bytes;
+        let seconds = |each: f64| hardware.all_reduce_seconds((each * elements).max(TWO_SHOT_MIN));
+        // The last results and their signal take the latency of a phase.
+        let sending = (seconds(result) - hardware.all_reduce_seconds(TWO_SHOT_MIN)) / 2.0;
+        let reading = result * elements / hardware.l2;
+        seconds((result + input) / 2.0) + reading - product.hidden(sending, rows, hardware)
     }
 
     /// Seconds that the two norms of a layer take less if a cluster of blocks computes a row.

@@ -38,6 +38,8 @@ pub struct Layout {
     /// Tables of a step: in all, per row, per row and [`SPLIT_BLOCKS`] blocks of its context, and per row and
     /// block of its context.
     pub step: [usize; 4],
+    /// Scratch for the indices of selected rows, per row of a step.
+    pub select_row: usize,
     /// Sampling: bytes per row of a call.
     pub sample_row: usize,
     /// Sampling: bytes per row of each call whose results have not been taken.
@@ -100,6 +102,7 @@ impl Layout {
         rope_query: 0,
         // Per row: its position, its cache block and a tile of attention.
         step: [0, 4 + 4 + 24, 0, 0],
+        select_row: 0,
         sample_row: 0,
         sample_result: 0,
         sample_logit: 0,
@@ -129,9 +132,10 @@ impl Layout {
         attention_scratch: 4,
         rope_pair: 4,
         rope_query: 4,
-        // In all: two words. Per row: four words, two prefill items, and an index of `select`. Per split: a
-        // decode item. Per block: its id.
-        step: [8, 4 * (4 + 6 + 6 + 1), 24, 4],
+        // In all: two words. Per row: four words and two prefill items. Per split: a decode item. Per block:
+        // its id.
+        step: [8, 4 * (4 + 6 + 6), 24, 4],
+        select_row: 4,
         // Parameters, 8,192 words of lists, and a result.
         sample_row: 96 + 4 * 8192 + 180,
         sample_result: 180,

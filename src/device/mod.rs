@@ -360,6 +360,21 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// Their buffers must live as long as the graph. Only for devices that capture.
     fn capture(&self, operations: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;
 
+    /// Runs the operations of batch `number`, 0 or 1, after all operations so far, beside those that follow
+    /// until [`Device::join`] of that batch. Operations that run beside others keep their order. A device may
+    /// run them in order with all others.
+    fn beside(
+        &self,
+        _number: usize,
+        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        operations()
+    }
+    /// Lets operations that follow start after those of batch `number` that run beside others.
+    fn join(&self, _number: usize) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     // Layers.
 
     // Residual streams, logits and the weights of norms and reward heads are F32. The results of products
@@ -406,9 +421,16 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
     /// x = x + each of the parts, element by element and in order, in F32; the sum is rounded to the type of
     /// `x`. Parts have at least the elements of `x`, and all have the same type.
     fn add(&self, parts: &[Floats<Self>], x: &mut Floats<Self>) -> Result<(), DeviceError>;
-    /// out\[i\] = from\[rows\[i\]\], F32: the rows of the residual stream whose logits are wanted, or the
-    /// rows of logits that are sampled next.
-    fn select(&self, from: &Floats<Self>, rows: &[u32], out: &mut Floats<Self>) -> Result<(), DeviceError>;
+    /// out\[first + i\] = from\[rows\[i\]\], F32: the rows of the residual stream whose logits are wanted,
+    /// the rows of logits that are sampled next, or the residual stream of a second batch behind that of the
+    /// first. Rows before `first` are kept; later ones are not valid afterwards.
+    fn select(
+        &self,
+        from: &Floats<Self>,
+        rows: &[u32],
+        out: &mut Floats<Self>,
+        first: usize,
+    ) -> Result<(), DeviceError>;
 
     /// out = norm(hidden) · weightᵀ + bias, \[rows, width\], all in F32. `hidden` are selected rows.
     fn reward_head(

@@ -15,6 +15,11 @@ pub(crate) const PARTS: usize = 132;
 /// stages: 17 MB in all blocks, a third of the L2 cache. `kernels/linear.cu` has the same number.
 pub(crate) const READ_AHEAD: usize = 8;
 
+/// Multiprocessors for a sum that runs beside products. By the cost model twelve take 177 µs for 1,024 rows of
+/// the 340B, about as long as half of an attention layer takes, and the products of 1,024 rows need as many
+/// rounds of tiles on the others as on all, or one of nine more.
+pub(crate) const BESIDE_BLOCKS: usize = 12;
+
 /// Blocks of a cluster that computes whole tiles, one tile each.
 const PAIR: usize = 2;
 
@@ -125,26 +130,31 @@ impl Cuts {
         self.tiles.div_ceil(PAIR) * row_tiles
     }
 
-    /// Clusters of a launch of whole tiles: at most one for each two multiprocessors.
-    pub(crate) fn clusters(&self, row_tiles: usize) -> usize {
-        self.pairs(row_tiles).min(PARTS / PAIR)
+    /// Clusters of a launch of whole tiles: at most one for each two multiprocessors, of which `left` are for
+    /// other kernels.
+    pub(crate) fn clusters(&self, row_tiles: usize, left: usize) -> usize {
+        self.pairs(row_tiles).min((PARTS - left) / PAIR)
     }
 
     /// Blocks of a launch of whole tiles.
     #[cfg(feature = "kernels")]
-    pub(crate) fn whole_blocks(&self, row_tiles: usize) -> usize {
-        self.clusters(row_tiles) * PAIR
+    pub(crate) fn whole_blocks(&self, row_tiles: usize, left: usize) -> usize {
+        self.clusters(row_tiles, left) * PAIR
     }
 
     /// Tiles that a block of the busiest cluster computes, if tiles are whole.
-    pub(crate) fn rounds(&self, row_tiles: usize) -> usize {
-        self.pairs(row_tiles).div_ceil(self.clusters(row_tiles))
+    pub(crate) fn rounds(&self, row_tiles: usize, left: usize) -> usize {
+        self.pairs(row_tiles).div_ceil(self.clusters(row_tiles, left))
     }
 
-    /// The faster division of a product of some rows.
-    pub(crate) fn division(&self, rows: usize, most: MaxRows) -> Division {
+    /// The faster division of a product of some rows. If `left` multiprocessors are for other kernels, blocks
+    /// compute whole tiles where the rows allow it: parts that wait for these would double the time.
+    pub(crate) fn division(&self, rows: usize, most: MaxRows, left: usize) -> Division {
         if rows <= most.whole {
             return Division::Spread;
+        }
+        if left > 0 {
+            return Division::Whole;
         }
         let row_tiles = rows.div_ceil(most.whole);
         let chunks = self.tiles * self.chunks;
@@ -152,7 +162,7 @@ impl Cuts {
         let sums = Clocks::SUMS * self.exchanged_if_spread() + Clocks::OUTPUTS;
         let spread = |rows: usize| part + sums * variant_rows(rows, most.spread) as f64 + Clocks::LAUNCH;
         let spread: f64 = (0..rows).step_by(most.spread).map(|first| spread(rows - first)).sum();
-        let whole = self.rounds(row_tiles) as f64
+        let whole = self.rounds(row_tiles, 0) as f64
             * (self.chunks as f64 * Clocks::WHOLE + Clocks::OUTPUTS * most.whole as f64);
         // Weights come from memory once.
         let whole = whole.max(Clocks::SPREAD * chunks as f64 / PARTS as f64) + Clocks::LAUNCH;

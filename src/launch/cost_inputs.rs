@@ -32,6 +32,8 @@ pub(crate) struct CostInputs {
     pub(crate) kv: KvDtype,
     /// Deterministic products, without cuBLASLt.
     pub(crate) deterministic: bool,
+    /// Tokens from which a step is computed as two batches, if any is.
+    pub(crate) two_batch_tokens: Option<usize>,
 }
 
 /// Arguments that override a recording or the defaults.
@@ -53,6 +55,8 @@ pub(crate) struct Overrides {
     pub(crate) kv: Option<KvDtype>,
     /// Deterministic products.
     pub(crate) deterministic: Option<bool>,
+    /// Tokens from which a step is computed as two batches.
+    pub(crate) two_batch_tokens: Option<usize>,
 }
 
 impl CostInputs {
@@ -66,6 +70,7 @@ impl CostInputs {
             precision: p.precision,
             kv: p.kv,
             deterministic: p.config.device.deterministic,
+            two_batch_tokens: p.config.device.two_batch_tokens,
         }
     }
 
@@ -86,11 +91,22 @@ impl CostInputs {
         let hardware = Hardware::named(gpu).map_err(anyhow::Error::msg).context("--gpu")?;
         let deterministic =
             field("deterministic").map_or(SimulationArgs::DETERMINISTIC, |value| value == "true");
+        let two_batch_tokens = match field("two_batch_tokens") {
+            Some(text) => {
+                Some(text.parse().with_context(|| format!("the recording's two_batch_tokens: {text}"))?)
+            }
+            None => None,
+        };
         let precision =
             args.precision.map_or_else(|| parsed(field("precision"), SimulationArgs::PRECISION), Ok)?;
         // Recordings of earlier versions have no element type of the head, which was BF16.
         let head = if recorded.is_some() { HeadDtype::Bf16 } else { HeadDtype::beside(precision) };
         model.head_dtype = args.head.map_or_else(|| parsed(field("lm_head_dtype"), head), Ok)?;
+        let ranks = args.ranks.unwrap_or(ranks);
+        anyhow::ensure!(
+            args.two_batch_tokens.is_none() || ranks > 1,
+            "--two-batch-tokens: expected --tp of at least 2, got {ranks}"
+        );
         let draft = match (&args.speculate, field("draft_config")) {
             (Some(Speculate::Draft(dir)), _) => Some(ModelConfig::from_dir(dir).context("--speculate")?),
             (None, Some(text)) => {
@@ -103,17 +119,19 @@ impl CostInputs {
             model,
             draft,
             hardware,
-            ranks: args.ranks.unwrap_or(ranks),
+            ranks,
             precision,
             kv: args.kv.map_or_else(|| parsed(field("kv"), SimulationArgs::KV), Ok)?,
             deterministic: args.deterministic.unwrap_or(deterministic),
+            two_batch_tokens: args.two_batch_tokens.or(two_batch_tokens),
         })
     }
 
     /// The cost model of one step.
     pub(crate) fn cost(&self) -> anyhow::Result<CostModel> {
         let cost = self.cost_of(&self.model)?;
-        Ok(if self.deterministic { cost } else { cost.with_library() })
+        let cost = if self.deterministic { cost } else { cost.with_library() };
+        Ok(cost.with_two_batches(self.two_batch_tokens))
     }
 
     /// The draft model, of whose drafts this share is accepted.

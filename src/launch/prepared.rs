@@ -77,6 +77,7 @@ pub(crate) fn prepare(
         rows: scheduling.max_num_batched_tokens,
         slots: scheduling.max_num_seqs,
         deterministic: config.device.deterministic,
+        two_batch_tokens: config.device.two_batch_tokens,
     };
     let layout = devices.layout();
     let draft = PreparedDraft::new(&config, &model, &layout, &room).context("--speculate")?;

@@ -25,6 +25,9 @@ pub(crate) fn record(p: &Prepared, devices: &Devices, path: &Path) -> anyhow::Re
         ("deterministic", p.config.device.deterministic.to_string()),
         ("target_itl", p.config.scheduling.target_itl.to_string()),
     ];
+    if let Some(tokens) = p.config.device.two_batch_tokens {
+        about.push(("two_batch_tokens", tokens.to_string()));
+    }
     if let Some(draft) = &p.draft {
         about.push(("draft_config", std::fs::read_to_string(draft.dir.join("config.json"))?));
     }

@@ -114,6 +114,7 @@ fn start_runner<D: Device, C: Communicator<D>>(
         draft,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        two_batch_tokens: p.config.device.two_batch_tokens,
         vocab: scheduler.vocab_size,
     });
     let step_timeout = p.config.timeouts.step_timeout;

@@ -6,6 +6,8 @@
 //!
 //! The families differ in values of [`ModelConfig`], not in code paths.
 
+mod batch;
+mod bytes;
 mod checkpoint;
 mod config;
 mod config_keys;
@@ -25,6 +27,7 @@ mod rope;
 mod scheme;
 mod shard;
 mod tied_head;
+mod two_batches;
 mod weight_reader;
 mod weights;
 mod workspace;
@@ -45,10 +48,13 @@ pub(crate) use json::Object;
 pub use reward_head::RewardHead;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
+pub(crate) use two_batches::batch_rows;
 pub use weight_reader::LoadProgress;
 pub(crate) use weight_reader::read_threads;
 pub(crate) use workspace::HEAD_ROWS;
 pub use workspace::{LOGIT_ROWS, StepBytes, StepRoom, Workspace};
+
+use batch::Batch;
 
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
@@ -184,8 +190,19 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
         pass: Pass<'_, D, C>,
     ) -> Result<(), DeviceError> {
-        self.begin(inputs, space, pass.device)?;
-        self.layers(space, pass)
+        let (first, device) = (&mut space.first, pass.device);
+        let second = space.second.as_mut();
+        let divided = second.and_then(|second| Some((second.first_row(inputs)?, &mut second.batch)));
+        let Some((at, second)) = divided else {
+            self.begin(inputs, first, device)?;
+            return self.layers(&mut [first], pass);
+        };
+        let [inputs, rest] = two_batches::divided(inputs, at);
+        self.begin(&inputs, first, device)?;
+        self.begin(&rest, second, device)?;
+        self.layers(&mut [first, second], pass)?;
+        let rows: Vec<u32> = (0..rest.tokens.len() as u32).collect();
+        device.select(&second.residual, &rows, &mut first.residual, at)
     }
 
     /// Captures a graph of all layers over decode steps of `rows` rows. Requires a device that can capture.
@@ -196,11 +213,12 @@ impl<D: Device> Model<D> {
         pass: Pass<'_, D, C>,
     ) -> Result<Graph, DeviceError> {
         let Pass { device, comm, cache } = pass;
-        device.begin_step(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut space.step)?;
-        self.layers(space, Pass { device, comm, cache: &mut *cache })?;
+        let batch = &mut space.first;
+        device.begin_step(&StepInputs { graph_rows: rows, ..StepInputs::default() }, &mut batch.step)?;
+        self.layers(&mut [batch], Pass { device, comm, cache: &mut *cache })?;
         // Capturing must not begin while a kernel still waits for other ranks.
-        device.read(&space.residual)?;
-        device.capture(&mut || self.layers(space, Pass { device, comm, cache: &mut *cache }))
+        device.read(&batch.residual)?;
+        device.capture(&mut || self.layers(&mut [batch], Pass { device, comm, cache: &mut *cache }))
     }
 
     /// Replays a graph over a step. Returns `false`, having run nothing, if the graph does not fit the step.
@@ -211,16 +229,16 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
         device: &D,
     ) -> Result<bool, DeviceError> {
-        let fits = self.begin(inputs, space, device)?;
+        let fits = self.begin(inputs, &mut space.first, device)?;
         if fits {
             graph()?;
-            space.residual.set_rows(inputs.graph_rows);
+            space.first.residual.set_rows(inputs.graph_rows);
         }
         Ok(fits)
     }
 
     /// Makes `inputs` the current step. Returns whether a graph of `graph_rows` rows can compute it.
-    fn begin(&self, inputs: &StepInputs, space: &mut Workspace<D>, device: &D) -> Result<bool, DeviceError> {
+    fn begin(&self, inputs: &StepInputs, batch: &mut Batch<D>, device: &D) -> Result<bool, DeviceError> {
         for token in &inputs.tokens {
             assert!(
                 !matches!(token, Token::Id(id) if *id as usize >= self.vocab),
@@ -228,48 +246,72 @@ impl<D: Device> Model<D> {
                 self.vocab
             );
         }
-        device.begin_step(inputs, &mut space.step)
+        device.begin_step(inputs, &mut batch.step)
     }
 
+    /// Makes the input of the first layer.
+    fn embed<C: Communicator<D>>(
+        &self,
+        batch: &mut Batch<D>,
+        device: &D,
+        comm: &C,
+    ) -> Result<(), DeviceError> {
+        let table =
+            EmbeddingTable { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
+        device.embed(&batch.step, table, &mut batch.residual)?;
+        comm.all_reduce(device, &mut batch.residual)?;
+        match self.layers.first() {
+            Some(Layer { input_norm, qkv, .. }) => {
+                device.norm(&mut batch.residual, None, input_norm, qkv.quant, &mut batch.hidden)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Runs all layers over one batch, or over two whose sums run beside the operations of the other.
     fn layers<C: Communicator<D>>(
         &self,
-        space: &mut Workspace<D>,
+        batches: &mut [&mut Batch<D>],
         pass: Pass<'_, D, C>,
     ) -> Result<(), DeviceError> {
         let Pass { device, comm, cache } = pass;
-        let s = space;
-        let table =
-            EmbeddingTable { matrix: &self.embedding.matrix, first: self.shard.rank * self.config.vocab };
-        device.embed(&s.step, table, &mut s.residual)?;
-        comm.all_reduce(device, &mut s.residual)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            match index {
-                0 => device.norm(&mut s.residual, None, &layer.input_norm, layer.qkv.quant, &mut s.hidden)?,
-                _ => comm.reduce_norm(
-                    device,
-                    ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta },
-                    &layer.input_norm,
-                    layer.qkv.quant,
-                    &mut s.hidden,
-                )?,
-            }
-            device.linear(&s.hidden, &layer.qkv.matrix, &mut s.qkv)?;
-            let attention = AttentionLayer { rope: &self.rope, kv: layer.kv, quant: layer.output.quant };
-            device.attention(&s.step, attention, &mut s.qkv, cache, &mut s.attended)?;
-            comm.linear_part(device, &s.attended, &layer.output.matrix, &mut s.attention_delta)?;
-
-            comm.reduce_norm(
-                device,
-                ResidualUpdate { residual: &mut s.residual, delta: &mut s.attention_delta },
-                &layer.mlp_norm,
-                layer.up.quant,
-                &mut s.hidden,
-            )?;
-            device.linear(&s.hidden, &layer.up.matrix, &mut s.ffn)?;
-            device.activation(self.config.activation, &s.ffn, layer.down.quant, &mut s.activated)?;
-            comm.linear_part(device, &s.activated, &layer.down.matrix, &mut s.mlp_delta)?;
+        let alone = batches.len() == 1;
+        let reduce_norm = |number, update: ResidualUpdate<'_, D>, norm, quant, out: &mut D::Acts| {
+            let ResidualUpdate { residual, delta } = update;
+            let mut sum = || comm.reduce_norm(device, ResidualUpdate { residual, delta }, norm, quant, out);
+            if alone { sum() } else { device.beside(number, &mut sum) }
+        };
+        for batch in batches.iter_mut() {
+            self.embed(batch, device, comm)?;
         }
-        comm.reduce_add(device, ResidualUpdate { residual: &mut s.residual, delta: &mut s.mlp_delta })
+        for (index, layer) in self.layers.iter().enumerate() {
+            for (number, batch) in batches.iter_mut().enumerate() {
+                device.join(number)?;
+                device.linear(&batch.hidden, &layer.qkv.matrix, &mut batch.qkv)?;
+                let attention = AttentionLayer { rope: &self.rope, kv: layer.kv, quant: layer.output.quant };
+                device.attention(&batch.step, attention, &mut batch.qkv, cache, &mut batch.attended)?;
+                comm.linear_part(device, &batch.attended, &layer.output.matrix, &mut batch.attention_delta)?;
+                let Batch { residual, attention_delta: delta, hidden, .. } = &mut **batch;
+                let update = ResidualUpdate { residual, delta };
+                reduce_norm(number, update, &layer.mlp_norm, layer.up.quant, hidden)?;
+            }
+            for (number, batch) in batches.iter_mut().enumerate() {
+                device.join(number)?;
+                device.linear(&batch.hidden, &layer.up.matrix, &mut batch.ffn)?;
+                let quant = layer.down.quant;
+                device.activation(self.config.activation, &batch.ffn, quant, &mut batch.activated)?;
+                comm.linear_part(device, &batch.activated, &layer.down.matrix, &mut batch.mlp_delta)?;
+                let Some(next) = self.layers.get(index + 1) else { continue };
+                let Batch { residual, mlp_delta: delta, hidden, .. } = &mut **batch;
+                let update = ResidualUpdate { residual, delta };
+                reduce_norm(number, update, &next.input_norm, next.qkv.quant, hidden)?;
+            }
+        }
+        for batch in batches {
+            let Batch { residual, mlp_delta: delta, .. } = &mut **batch;
+            comm.reduce_add(device, ResidualUpdate { residual, delta })?;
+        }
+        Ok(())
     }
 
     /// Computes the logits of some rows of the last forward pass, at most [`LOGIT_ROWS`], into
@@ -298,7 +340,7 @@ impl<D: Device> Model<D> {
             Head::Own(head) => head,
             Head::Reward(_) => unreachable!("a model with a reward head has no logits"),
         };
-        device.select(&space.residual, rows, &mut space.selected)?;
+        device.select(&space.first.residual, rows, &mut space.selected, 0)?;
         device.norm(&mut space.selected, None, &self.final_norm, head.quant, &mut space.last)?;
         let own = match &mut space.head_logits {
             Some(all) if in_pieces => all,
@@ -319,7 +361,7 @@ impl<D: Device> Model<D> {
             unreachable!("only a divided model computes more rows of logits than it samples at a time")
         };
         let rows: Vec<u32> = rows.map(|row| row as u32).collect();
-        device.select(all, &rows, part)
+        device.select(all, &rows, part, 0)
     }
 
     /// Gathers the parts of the logits of all ranks into `space.logits`, unless one rank has computed them.
@@ -366,7 +408,7 @@ impl<D: Device> Model<D> {
         space: &mut Workspace<D>,
     ) -> Result<Vec<f32>, DeviceError> {
         let Head::Reward(head) = &self.head else { panic!("a model with an LM head has no rewards") };
-        device.select(&space.residual, rows, &mut space.selected)?;
+        device.select(&space.first.residual, rows, &mut space.selected, 0)?;
         device.reward_head(&space.selected, &self.final_norm, head, &mut space.logits)?;
         device.read(&space.logits)
     }

@@ -1,11 +1,11 @@
 //! The buffers of a forward pass, allocated once at start-up for the largest step.
 
+use super::batch::{Batch, BatchBytes, acts_bytes, at_buffer};
+use super::bytes::{product, sum};
+use super::two_batches::{SecondBatch, second_rows};
 use super::{Model, ModelConfig, Precision};
 use crate::comm::{Communicator, GroupBuffers};
-use crate::device::{
-    BLOCK_TOKENS, Device, DeviceError, FloatType, Floats, Layout, PACKET_ROWS, SHORTLIST, SPLIT_BLOCKS,
-    StepCapacity,
-};
+use crate::device::{Device, DeviceError, FloatType, Floats, Layout, PACKET_ROWS, SHORTLIST, StepCapacity};
 
 /// Maximum rows of logits computed at a time. It limits the size of the widest buffer, whatever the number of
 /// sequences or of scored prompt tokens.
@@ -26,27 +26,13 @@ fn is_divided(config: &ModelConfig, ranks: usize) -> bool {
     ranks > 1 && config.reward.is_none()
 }
 
-/// The buffers of a forward pass. The results of a layer's products are BF16 if their inputs are E4M3.
+/// The buffers of a forward pass.
 #[derive(Debug)]
 pub struct Workspace<D: Device> {
-    /// The current step, and sampled tokens by slot.
-    pub(crate) step: D::Step,
-    /// Residual stream \[rows, hidden\], in F32.
-    pub(super) residual: Floats<D>,
-    /// Output of attention \[rows, hidden\], or this rank's part of the sum; or the parts of all ranks for
-    /// the rows that this rank sums. The number of rows is padded to a multiple of the ranks.
-    pub(super) attention_delta: Floats<D>,
-    /// The same for the output of the MLP.
-    pub(super) mlp_delta: Floats<D>,
-    /// Normalised input of attention or MLP \[rows, hidden\].
-    pub(super) hidden: D::Acts,
-    pub(super) qkv: Floats<D>,
-    /// Attention output by heads \[rows, q_heads × head_dim\].
-    pub(super) attended: D::Acts,
-    /// Output of the up projection \[rows, ffn\], or \[rows, 2 × ffn\] with a gate.
-    pub(super) ffn: Floats<D>,
-    /// Output of the activation \[rows, ffn\].
-    pub(super) activated: D::Acts,
+    /// The rows of a step; with two batches, its first rows while layers run and all of them afterwards.
+    pub(crate) first: Batch<D>,
+    /// The rest of the rows of steps that are divided.
+    pub(super) second: Option<SecondBatch<D>>,
     /// Rows that one product with the LM head computes.
     pub(crate) head_rows: usize,
     /// Rows selected for logits \[head_rows, hidden\].
@@ -107,6 +93,8 @@ pub struct StepRoom {
     pub slots: usize,
     /// Whether products with many rows use the deterministic kernels, on devices that also have others.
     pub deterministic: bool,
+    /// Tokens from which a step is computed as two batches, if any is.
+    pub two_batch_tokens: Option<usize>,
 }
 
 /// Bytes that steps need on each rank, without weights and KV cache.
@@ -125,31 +113,24 @@ impl StepBytes {
     /// Covers what [`Workspace::new`] allocates and the scratch memory that operations grow to, except
     /// attention's, which depends on the KV cache.
     pub fn new(config: &ModelConfig, layout: &Layout, precision: Precision, room: &StepRoom) -> Self {
-        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
-        let StepRoom { ranks, rows, slots, .. } = *room;
+        let StepRoom { ranks, rows, slots, two_batch_tokens, .. } = *room;
+        let hidden = config.hidden;
         let floats = |rows: usize, cols: usize| product(rows, 4 * cols);
         let result_bytes = layout.float_bytes(precision.results());
-        let results = |cols: usize| product(rows, cols * result_bytes);
-        let acts = |rows: usize, cols: usize| {
-            let [padded_rows, padded_cols] = layout.acts;
-            let values =
-                product(padded(rows, padded_rows), cols.next_multiple_of(padded_cols) * layout.act_bytes);
-            // A scale per row.
-            sum([values, product(rows, 4)])
-        };
-        // The residual stream, the outputs of attention and MLP, and the normalised input.
-        let deltas = product(padded(rows, ranks), 2 * hidden * result_bytes);
-        let exchanged = sum([floats(rows, hidden), deltas, acts(rows, hidden)]);
         let logits = floats(LOGIT_ROWS, output_cols(config, ranks));
         let head_rows = head_rows(config, ranks, rows);
         let head_logits = if is_divided(config, ranks) { floats(head_rows, config.vocab) } else { 0 };
+        let first = BatchBytes::new(config, layout, result_bytes, ranks, rows);
+        let second = match two_batch_tokens {
+            Some(_) => BatchBytes::new(config, layout, result_bytes, ranks, second_rows(rows)),
+            None => BatchBytes::default(),
+        };
+        let exchanged = sum([first.exchanged, second.exchanged]);
         let own = sum([
-            step_tables(layout, rows, config.max_positions),
-            results(qkv + ffn),
-            acts(rows, attended),
-            acts(rows, activated),
+            first.own,
+            second.own,
             floats(head_rows, hidden),
-            acts(head_rows, hidden),
+            acts_bytes(layout, head_rows, hidden),
             head_logits,
             product(slots, 4),
         ]);
@@ -168,30 +149,6 @@ impl StepBytes {
         };
         Self { activations, communication, scratch: scratch(config, layout, room) }
     }
-}
-
-/// `count` rounded up to a multiple, with the limit of [`product`].
-fn padded(count: usize, multiple: usize) -> usize {
-    count.checked_next_multiple_of(multiple).unwrap_or(usize::MAX)
-}
-
-/// Bytes of `count` things of `each` bytes. The counts of a command line may be too large to fit in memory,
-/// so the largest number stands for every product above it.
-fn product(count: usize, each: usize) -> u64 {
-    (count as u64).saturating_mul(each as u64)
-}
-
-/// The sum, with the same limit as [`product`].
-fn sum<const N: usize>(parts: [u64; N]) -> u64 {
-    parts.into_iter().fold(0, u64::saturating_add)
-}
-
-/// Bytes of a step's tables.
-fn step_tables(layout: &Layout, rows: usize, max_positions: usize) -> u64 {
-    let [fixed, row, split, block] = layout.step;
-    let blocks = max_positions.div_ceil(BLOCK_TOKENS);
-    let of_row = sum([row as u64, product(blocks.div_ceil(SPLIT_BLOCKS), split), product(blocks, block)]);
-    (rows as u64).saturating_mul(of_row).saturating_add(fixed as u64)
 }
 
 /// Bytes of scratch memory of products, rotary embedding, sampling and quantisation.
@@ -219,7 +176,8 @@ fn scratch(config: &ModelConfig, layout: &Layout, room: &StepRoom) -> u64 {
     let sample = sum([layout.sample_row as u64, results, logits as u64]).saturating_mul(LOGIT_ROWS as u64);
     let queries = product(room.rows, attended * layout.rope_query);
     let rope = sum([(config.heads.head_dim / 2 * layout.rope_pair) as u64, queries]);
-    sum([products as u64, library, stage, sample, rope])
+    let selected = product(room.rows, layout.select_row);
+    sum([products as u64, library, stage, sample, rope, selected])
 }
 
 impl<D: Device> Workspace<D> {
@@ -227,7 +185,7 @@ impl<D: Device> Workspace<D> {
     pub fn new(device: &D, model: &Model<D>, rows: usize, slots: usize) -> Result<Self, DeviceError> {
         let (config, ranks) = (&model.config, model.shard.ranks);
         let (vocab, divided) = (output_cols(config, ranks), is_divided(config, ranks));
-        let head_rows = head_rows(config, ranks, rows);
+        let (head_rows, hidden) = (head_rows(config, ranks, rows), config.hidden);
         let capacity = StepCapacity {
             rows,
             max_positions: config.max_positions,
@@ -236,34 +194,17 @@ impl<D: Device> Workspace<D> {
             sampled_rows: LOGIT_ROWS,
             vocab,
         };
-        let [(qkv, hidden), (_, attended), (ffn, _), (_, activated)] = config.linear_shapes();
-        let name = |buffer: &str, shape: [usize; 2], error: DeviceError| {
-            error.at(&format!("workspace `{buffer}` [{}, {}]", shape[0], shape[1]))
+        let floats = |buffer, rows, cols| {
+            device.floats(rows, cols).map_err(|error| at_buffer(error, buffer, [rows, cols]))
         };
-        let floats =
-            |buffer, rows, cols| device.floats(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
-        let results = |buffer, rows, cols| {
-            let floats = device.floats_of(model.precision.results(), rows, cols);
-            floats.map_err(|error| name(buffer, [rows, cols], error))
-        };
-        let delta = |buffer| results(buffer, padded(rows, ranks), hidden);
-        let acts =
-            |buffer, rows, cols| device.acts(rows, cols).map_err(|error| name(buffer, [rows, cols], error));
-        let positions = config.max_positions;
-        let listed = |error| name("shortlists", [LOGIT_ROWS, ranks * 2 * SHORTLIST], error);
+        let last = device.acts(head_rows, hidden);
+        let listed = |error| at_buffer(error, "shortlists", [LOGIT_ROWS, ranks * 2 * SHORTLIST]);
         Ok(Self {
-            step: device.step(capacity).map_err(|error| name("step", [rows, positions], error))?,
-            residual: floats("residual", rows, hidden)?,
-            attention_delta: delta("attention_delta")?,
-            mlp_delta: delta("mlp_delta")?,
-            hidden: acts("hidden", rows, hidden)?,
-            qkv: results("qkv", rows, qkv)?,
-            attended: acts("attended", rows, attended)?,
-            ffn: results("ffn", rows, ffn)?,
-            activated: acts("activated", rows, activated)?,
+            first: Batch::new(device, model, capacity)?,
+            second: None,
             head_rows,
             selected: floats("selected", head_rows, hidden)?,
-            last: acts("last", head_rows, hidden)?,
+            last: last.map_err(|error| at_buffer(error, "last", [head_rows, hidden]))?,
             head_logits: divided.then(|| floats("head_logits", head_rows, config.vocab)).transpose()?,
             part: divided.then(|| floats("part", LOGIT_ROWS, config.vocab)).transpose()?,
             shortlists: divided.then(|| Shortlists::new(device, ranks)).transpose().map_err(listed)?,
@@ -271,11 +212,27 @@ impl<D: Device> Workspace<D> {
         })
     }
 
+    /// Adds buffers to compute steps of at least `least_tokens` tokens as two batches. `rows` is that of
+    /// [`Self::new`].
+    pub fn with_second_batch(
+        self,
+        device: &D,
+        model: &Model<D>,
+        rows: usize,
+        least_tokens: usize,
+    ) -> Result<Self, DeviceError> {
+        let second = SecondBatch::new(device, model, rows, least_tokens)?;
+        Ok(Self { second: Some(second), ..self })
+    }
+
     /// Registers the buffers that operations of the group take, and waits for the other ranks to do the same.
     pub(crate) fn register<C: Communicator<D>>(&self, comm: &C) -> Result<(), DeviceError> {
-        let mut floats = vec![&self.residual, &self.attention_delta, &self.mlp_delta];
+        let second = self.second.as_ref().map(|second| &second.batch);
+        let batches = || [Some(&self.first), second].into_iter().flatten();
+        let mut floats: Vec<_> = batches().flat_map(Batch::exchanged).collect();
         floats.extend(&self.part);
         floats.extend(self.shortlists.as_ref().map(|lists| &lists.own));
-        comm.register(GroupBuffers { floats: &floats, acts: &[&self.hidden] })
+        let acts: Vec<_> = batches().map(|batch| &batch.hidden).collect();
+        comm.register(GroupBuffers { floats: &floats, acts: &acts })
     }
 }

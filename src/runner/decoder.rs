@@ -42,6 +42,8 @@ pub(super) struct Limits {
     pub(super) slots: usize,
     /// Ids that may be sampled are below this.
     pub(super) vocab: usize,
+    /// Tokens from which a step is computed as two batches, if any is.
+    pub(super) two_batch_tokens: Option<usize>,
 }
 
 /// A row of a forward pass for which a token is sampled.
@@ -85,7 +87,10 @@ impl<D: Device> Decoder<D> {
         cache: CacheSpec,
         limits: Limits,
     ) -> Result<Self, DeviceError> {
-        let space = Workspace::new(device, &model, limits.rows, limits.slots)?;
+        let mut space = Workspace::new(device, &model, limits.rows, limits.slots)?;
+        if let Some(tokens) = limits.two_batch_tokens {
+            space = space.with_second_batch(device, &model, limits.rows, tokens)?;
+        }
         let name = format!("KV cache of {} blocks", cache.blocks);
         let cache = device.cache(cache).map_err(|error| error.at(&name))?;
         let vocab = limits.vocab.min(model.vocab());
@@ -175,11 +180,11 @@ impl<D: Device> Decoder<D> {
         if is_short {
             self.model.shortlists(device, comm, &RowsToSample { sampling: &rows, vocab }, space)?;
             let lists = space.shortlists.as_ref().expect("a divided model has them");
-            device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.step)
+            device.sample(SampleSource::Shortlists(&lists.all), &rows, &mut space.first.step)
         } else {
             self.model.gather_logits(device, comm, space)?;
             let source = SampleSource::Logits { logits: &space.logits, vocab };
-            device.sample(source, &rows, &mut space.step)
+            device.sample(source, &rows, &mut space.first.step)
         }
     }
 }

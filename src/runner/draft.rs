@@ -207,7 +207,7 @@ impl<D: Device> DraftModel<D> {
         }
         let pieces = self.decoder.sample(&self.device, &links.comm, wanting)?;
         for piece in pieces {
-            let results = self.device.take_sampled(&mut self.decoder.space.step)?;
+            let results = self.device.take_sampled(&mut self.decoder.space.first.step)?;
             for (at, result) in piece.into_iter().zip(results) {
                 proposals[at].take(result, slots);
             }

@@ -144,8 +144,8 @@ impl MemoryNeeds {
     }
 
     /// Bytes that each rank needs for its share of a draft model, in the steps of the model that it drafts
-    /// for. Its products are always deterministic, whatever those of the model are. `draft` is made by
-    /// [`ModelConfig::drafting_for`].
+    /// for. Its products are always deterministic, whatever those of the model are, and one batch computes
+    /// its steps. `draft` is made by [`ModelConfig::drafting_for`].
     pub(crate) fn of_draft(
         draft: &ModelConfig,
         layout: &Layout,
@@ -153,7 +153,13 @@ impl MemoryNeeds {
         kv: KvDtype,
         room: &StepRoom,
     ) -> Self {
-        Self::new(draft, layout, precision, kv, &StepRoom { deterministic: true, ..*room })
+        Self::new(
+            draft,
+            layout,
+            precision,
+            kv,
+            &StepRoom { deterministic: true, two_batch_tokens: None, ..*room },
+        )
     }
 
     /// Bytes that this model and a draft model need together. Each block of one has a block of the other.

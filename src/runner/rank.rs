@@ -39,6 +39,8 @@ pub struct RankParts<D: Device, C: Communicator<D>> {
     pub max_num_seqs: usize,
     /// Limit on tokens per step.
     pub max_num_batched_tokens: usize,
+    /// Tokens from which a step is computed as two batches, if any is.
+    pub two_batch_tokens: Option<usize>,
     /// Ids below this may be sampled: the size of the tokenizer's vocabulary, at most the model's.
     pub vocab: usize,
 }
@@ -158,11 +160,12 @@ fn pin_to(processors: &[usize]) {
 impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>, place: RankPlace) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
-        let limits = Limits { rows, slots, vocab: parts.vocab };
+        let limits = Limits { rows, slots, vocab: parts.vocab, two_batch_tokens: parts.two_batch_tokens };
         let decoder = Decoder::new(&parts.device, parts.model, parts.cache, limits)?;
         let (mut draft, mut draft_links) = (None, None);
         if let Some(parts) = parts.draft {
             let blocks = parts.cache.blocks;
+            let limits = Limits { two_batch_tokens: None, ..limits };
             let decoder = Decoder::new(&parts.device, parts.model, parts.cache, limits);
             let decoder = decoder.map_err(|error| error.at("draft model"))?;
             draft = Some(DraftModel::new(parts.device, decoder, blocks, rows));
@@ -239,7 +242,7 @@ impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
         let PendingOutput { plan, mut rows, sampling, pieces, mask_wait } = step;
         let mut results = vec![Vec::new(); rows.len()];
         for piece in &pieces {
-            let tokens = self.device.take_sampled(&mut self.decoder.space.step)?;
+            let tokens = self.device.take_sampled(&mut self.decoder.space.first.step)?;
             piece.iter().zip(tokens).for_each(|(row, token)| results[*row].push(token));
         }
         for SamplingRow { index, start } in &sampling {

@@ -161,6 +161,7 @@ pub fn runner_with(dir: &Path, draft: Option<&Path>, scheduler: &SchedulerConfig
         draft,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        two_batch_tokens: None,
         vocab: model_config.vocab,
     };
     let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 1 };

@@ -224,7 +224,7 @@ fn select_copies_the_chosen_rows() {
         let mut out = device.floats(2, 6).unwrap();
         // The CUDA device allocates the list of selected rows with the step.
         let _step = device.step(StepCapacity { rows: 4, max_positions: 64, ..Default::default() }).unwrap();
-        device.select(&residual, &[3, 1], &mut out).unwrap();
+        device.select(&residual, &[3, 1], &mut out, 0).unwrap();
         assert_eq!(device.read(&out).unwrap(), [&x[18..24], &x[6..12]].concat());
         assert_eq!(fp8::MAX, 448.0);
     }

@@ -85,6 +85,7 @@ fn engine(dir: &std::path::Path, precision: Precision) -> (EngineHandle, EngineT
         draft: None,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        two_batch_tokens: None,
         vocab: config.vocab,
     };
     let options = RunnerOptions { step_timeout: Duration::from_secs(600), mask_threads: 0 };

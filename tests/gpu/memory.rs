@@ -19,13 +19,18 @@ const SLACK: u64 = 64;
 
 /// Compares the planned bytes with those allocated after a rank's model, buffers and cache are made.
 fn compare(name: &str, device: &Dev, shard: Shard, form: (Precision, KvDtype), slots: usize) {
+    // Ranks that share a model may compute steps as two batches.
+    let two_batch_tokens = (shard.ranks == 2).then_some(64);
     let (dir, ranks) = (fixture(name), shard.ranks);
     let config = ModelConfig::from_dir(&dir).unwrap();
     let share = config.share(ranks).unwrap();
-    let room = StepRoom { ranks, rows: ROWS, slots, deterministic: true };
+    let room = StepRoom { ranks, rows: ROWS, slots, deterministic: true, two_batch_tokens };
     let needs = MemoryNeeds::new(&share, &Layout::CUDA, form.0, form.1, &room);
     let model = Model::load(&dir, &config, shard, form.0, device, &mut |_| {}).unwrap();
-    let space = Workspace::new(device, &model, ROWS, slots).unwrap();
+    let mut space = Workspace::new(device, &model, ROWS, slots).unwrap();
+    if let Some(tokens) = two_batch_tokens {
+        space = space.with_second_batch(device, &model, ROWS, tokens).unwrap();
+    }
     let spec =
         octant::device::CacheSpec { layers: share.layers, blocks: BLOCKS, heads: share.heads, dtype: form.1 };
     let cache = device.cache(spec).unwrap();

@@ -3,6 +3,7 @@
 
 mod parts;
 mod slices;
+mod two_batches;
 
 use std::path::Path;
 use std::sync::mpsc::channel;
@@ -338,23 +339,35 @@ fn engine<C: Communicator<Cuda>>(
     devices: Vec<Cuda>,
     group: Vec<C>,
 ) -> (EngineHandle, EngineThread) {
-    engine_with(dir, devices, group, Vec::new())
+    engine_with(dir, devices, group, Steps::default())
 }
 
-/// The same with the model as its own draft model, whose ranks communicate through `drafts`, unless that is
-/// empty.
+/// How an engine computes steps.
+struct Steps<C> {
+    most_tokens: usize,
+    two_batch_tokens: Option<usize>,
+    /// The communicators of the model as its own draft model. Empty: no drafts.
+    drafts: Vec<C>,
+}
+
+impl<C> Default for Steps<C> {
+    fn default() -> Self {
+        Self { most_tokens: 24, two_batch_tokens: None, drafts: Vec::new() }
+    }
+}
+
 fn engine_with<C: Communicator<Cuda>>(
     dir: &Path,
     devices: Vec<Cuda>,
     group: Vec<C>,
-    drafts: Vec<C>,
+    Steps { most_tokens, two_batch_tokens, drafts }: Steps<C>,
 ) -> (EngineHandle, EngineThread) {
     let config = ModelConfig::from_dir(dir).unwrap();
     let scheduler = SchedulerConfig {
-        max_num_seqs: 4,
-        max_num_batched_tokens: 24,
+        max_num_seqs: 8,
+        max_num_batched_tokens: most_tokens,
         max_model_len: 128,
-        num_blocks: 9,
+        num_blocks: 18,
         vocab_size: config.vocab,
         max_queue_requests: 100,
         max_queue_tokens: 100_000,
@@ -391,6 +404,7 @@ fn engine_with<C: Communicator<Cuda>>(
             draft,
             max_num_seqs,
             max_num_batched_tokens,
+            two_batch_tokens,
             vocab: config.vocab,
         }
     });
@@ -445,7 +459,7 @@ fn a_draft_model_over_p2p_changes_no_bit() {
     let largest = Message { rows: 1, cols: hidden, ..LARGEST };
     let group = || P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(2)).unwrap();
     let (group, drafts) = (group(), group());
-    let drafting = engine_with(&dir, devices, group, drafts);
+    let drafting = engine_with(&dir, devices, group, Steps { drafts, ..Steps::default() });
     assert!(answers(&drafting) == expected);
     let counts = drafting.0.stats().counts.speculation;
     assert!(counts.drafts > 0 && counts.all_accepted() == counts.drafts, "{counts:?}");

@@ -5,6 +5,7 @@ mod allocated;
 mod command;
 mod tables;
 mod time;
+mod two_batches;
 
 use std::path::PathBuf;
 

@@ -72,6 +72,7 @@ fn runner_with(
         draft: None,
         max_num_seqs: 1,
         max_num_batched_tokens: 8,
+        two_batch_tokens: None,
         vocab: config.vocab,
     };
     (Runner::start(vec![parts], options), control)

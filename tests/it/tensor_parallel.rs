@@ -191,6 +191,7 @@ fn parts_of<C: Communicator<Cpu>>(
         model,
         max_num_seqs: scheduler.max_num_seqs,
         max_num_batched_tokens: scheduler.max_num_batched_tokens,
+        two_batch_tokens: None,
         vocab: scheduler.vocab_size,
     }
 }

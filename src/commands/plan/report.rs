@@ -1,6 +1,6 @@
 //! The memory plan and the predicted step times of `octant plan`.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use serde::Serialize;
 
 use crate::config::{PlanArgs, name};
@@ -33,6 +33,8 @@ pub(super) struct Report {
     pub(super) max_num_batched_tokens: usize,
     /// Whether products are deterministic.
     pub(super) deterministic: bool,
+    /// Tokens from which a step is computed as two batches, if any is.
+    pub(super) two_batch_tokens: Option<usize>,
     /// All parts of the memory plan except the KV cache.
     pub(super) memory: Vec<Line>,
     /// Bytes that a server may use.
@@ -134,6 +136,11 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     limit_length(&mut model, args.max_model_len)?;
     model.head_dtype = args.lm_head_dtype.unwrap_or(HeadDtype::beside(args.quantization));
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
+    ensure!(
+        args.two_batch_tokens.is_none() || args.tp > 1,
+        "--two-batch-tokens: expected --tp of at least 2, got {}",
+        args.tp
+    );
     let precision = args.quantization;
     let draft = draft(args, &model)?;
     let lists = Lists::new(args, model.max_positions)?;
@@ -141,6 +148,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         let cost = CostModel::new(&model, args.tp, precision, kv, hardware.clone())
             .map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
         let cost = if args.deterministic { cost } else { cost.with_library() };
+        let cost = cost.with_two_batches(args.two_batch_tokens);
         let needs = needs(args, &share, draft.as_ref(), kv);
         let available = hardware.available();
         let draft_token = draft.as_ref().map_or(0, |draft| token_bytes(draft, kv));
@@ -158,6 +166,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         max_num_seqs: args.max_num_seqs,
         max_num_batched_tokens: args.max_num_batched_tokens,
         deterministic: args.deterministic,
+        two_batch_tokens: args.two_batch_tokens,
         memory: memory(args, &share, draft.as_ref(), &hardware),
         available: hardware.available(),
         figures: hardware.figures(),
@@ -217,6 +226,7 @@ fn room(args: &PlanArgs) -> StepRoom {
         rows: args.max_num_batched_tokens,
         slots: args.max_num_seqs,
         deterministic: args.deterministic,
+        two_batch_tokens: args.two_batch_tokens,
     }
 }
 

@@ -24,9 +24,13 @@ fn write_all(text: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(
         text,
         "quantization {}, products {products}, sequences of {max_model_len} tokens, {} at once, \
-         {} tokens per step\n",
+         {} tokens per step",
         report.quantization, report.max_num_seqs, report.max_num_batched_tokens
     )?;
+    if let Some(tokens) = report.two_batch_tokens {
+        writeln!(text, "steps of at least {tokens} tokens are computed as two batches")?;
+    }
+    writeln!(text)?;
     writeln!(text, "memory of each GPU, GB ({:.3} of them usable)", gb(report.available))?;
     for line in &report.memory {
         let estimate = if line.estimate { "estimate: " } else { "" };

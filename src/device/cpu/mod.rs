@@ -408,9 +408,9 @@ impl Device for Cpu {
         Ok(())
     }
 
-    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats, first: usize) -> Result<(), DeviceError> {
         let cols = from.cols;
-        let target = out.resize(rows.len());
+        let target = &mut out.resize(first + rows.len())[first * cols..];
         for (row, target) in rows.iter().zip(target.chunks_exact_mut(cols)) {
             target.copy_from_slice(from.row(*row as usize));
         }

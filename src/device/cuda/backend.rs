@@ -1,6 +1,7 @@
 //! Backends that run kernels: a GPU through CUDA's driver (`gpu`), or the host in tests (`host`).
 //!
-//! Work is enqueued on one stream and runs in order. Only reading results waits for it.
+//! Work is enqueued on one stream and runs in order. Only reading results waits for it. Kernels may also be
+//! enqueued on a second stream, of which the first waits for named parts.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -78,6 +79,15 @@ pub(super) trait Backend: Any + Debug + Send + Sync {
     /// `params` have the layout that the kernel takes, and their pointers are valid for the kernel's
     /// accesses.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError>;
+    /// Enqueues the kernels of `launches` on the second stream as its part `number`, 0 or 1. They start after
+    /// everything that has been enqueued on either stream.
+    fn beside(
+        &self,
+        number: usize,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError>;
+    /// Lets the first stream wait for the last part `number` of the second.
+    fn join(&self, number: usize) -> Result<(), DeviceError>;
     /// Captures what `launches` enqueues instead of running it. The graph enqueues it at each call; the
     /// buffers must still be alive then.
     fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError>;

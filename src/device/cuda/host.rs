@@ -2,7 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CString, c_char, c_void};
 use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +41,18 @@ struct Host {
     allocations: Mutex<HashMap<u64, Layout>>,
     /// The launches captured so far; `None` unless launches are being captured.
     capture: Mutex<Option<Vec<CapturedLaunch>>>,
+    second: Mutex<SecondStream>,
     library_products: PlainProducts,
+}
+
+/// Launches on the second stream. They run at once if threads are ascending; if descending, as late as
+/// possible, so that an operation that does not wait for them computes with old values.
+#[derive(Debug, Default)]
+struct SecondStream {
+    /// The part that launches belong to; `None` while launches are for the first stream.
+    part: Option<usize>,
+    /// Launches that have not run, with their parts.
+    late: VecDeque<(usize, CapturedLaunch)>,
 }
 
 /// The clock of measurements, in microseconds. It does not run by itself: launches and products add fixed
@@ -103,8 +114,13 @@ impl Cuda {
         let clock = Clock::default();
         let library_products = PlainProducts { clock: Arc::clone(&clock) };
         let kernels = Arc::new(Kernels { library, descending, wrong, clock });
-        let host =
-            Host { kernels, allocations: Mutex::default(), capture: Mutex::default(), library_products };
+        let host = Host {
+            kernels,
+            allocations: Mutex::default(),
+            capture: Mutex::default(),
+            second: Mutex::default(),
+            library_products,
+        };
         Ok(Self::with_driver(Driver::new(host), products))
     }
 }
@@ -112,6 +128,10 @@ impl Cuda {
 impl Host {
     fn allocations(&self) -> MutexGuard<'_, HashMap<u64, Layout>> {
         self.allocations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn second(&self) -> MutexGuard<'_, SecondStream> {
+        self.second.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn captured(&self) -> MutexGuard<'_, Option<Vec<CapturedLaunch>>> {
@@ -194,8 +214,35 @@ impl Backend for Host {
             captured.push(CapturedLaunch { launch, params: params.to_vec() });
             return Ok(());
         }
+        let mut second = self.second();
+        if let Some(part) = second.part.filter(|_| self.kernels.descending) {
+            second.late.push_back((part, CapturedLaunch { launch, params: params.to_vec() }));
+            return Ok(());
+        }
+        drop(second);
         // SAFETY: the caller keeps this function's contract.
         unsafe { self.kernels.run(launch, params) }
+    }
+
+    fn beside(
+        &self,
+        number: usize,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        self.second().part = Some(number);
+        let outcome = launches();
+        self.second().part = None;
+        outcome
+    }
+
+    fn join(&self, number: usize) -> Result<(), DeviceError> {
+        let last = self.second().late.iter().rposition(|(part, _)| *part == number);
+        let count = last.map_or(0, |last| last + 1);
+        let late: Vec<_> = self.second().late.drain(..count).collect();
+        late.iter().try_for_each(|(_, CapturedLaunch { launch, params })| {
+            // SAFETY: the contract of the launch holds while its buffers live, until the batch is joined.
+            unsafe { self.kernels.run(*launch, params) }
+        })
     }
 
     fn capture(&self, launches: &mut dyn FnMut() -> Result<(), DeviceError>) -> Result<Graph, DeviceError> {

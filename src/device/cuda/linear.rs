@@ -121,7 +121,7 @@ pub(super) fn run_to(cuda: &Cuda, x: &Acts, w: &Matrix, target: &Target) -> Resu
     assert!(!w.bf16() || x.bf16, "BF16 weights take BF16 inputs");
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };
     let most = types.max_rows();
-    match Cuts::new(w.tiles(), w.chunks()).division(x.rows, most) {
+    match Cuts::new(w.tiles(), w.chunks()).division(x.rows, most, cuda.left_to_sums()) {
         Division::Whole => launch(cuda, x, w, target, 0..x.rows, Division::Whole),
         Division::Spread => (0..x.rows).step_by(most.spread).try_for_each(|first| {
             launch(cuda, x, w, target, first..x.rows.min(first + most.spread), Division::Spread)
@@ -148,7 +148,7 @@ pub(super) fn launch(
     assert!(w.tiles() * w.chunks() <= u32::MAX as usize / PARTS, "a [{}, {}] product", w.out, w.input);
     let blocks = match division {
         Division::Spread => cuts.parts(),
-        Division::Whole => cuts.whole_blocks(row_tiles),
+        Division::Whole => cuts.whole_blocks(row_tiles, cuda.left_to_sums()),
     };
     let params = LinearParams {
         // A row is at the same place in every chunk.

@@ -10,6 +10,7 @@ mod activation;
 mod add;
 mod attention;
 mod backend;
+mod beside;
 mod cublaslt_linear;
 mod driver;
 mod embed;
@@ -84,6 +85,7 @@ pub struct Cuda {
     scratch: Mutex<SharedScratch>,
     /// `None` if products must be deterministic.
     library_products: Option<Mutex<cublaslt_linear::LibraryProducts>>,
+    beside: beside::Beside,
     /// This device's rank in each group that it belongs to.
     groups: Mutex<Vec<Weak<PeerRank>>>,
 }
@@ -121,7 +123,13 @@ impl Cuda {
             Products::Deterministic => None,
             Products::Fastest { cache } => Some(Mutex::new(cublaslt_linear::LibraryProducts::new(cache))),
         };
-        Self { driver, scratch: Mutex::default(), library_products, groups: Mutex::default() }
+        Self {
+            driver,
+            scratch: Mutex::default(),
+            library_products,
+            beside: beside::Beside::default(),
+            groups: Mutex::default(),
+        }
     }
 
     /// Free device memory in bytes.
@@ -330,6 +338,18 @@ impl Device for Cuda {
         self.driver.backend().capture(operations)
     }
 
+    fn beside(
+        &self,
+        number: usize,
+        operations: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        self.run_beside(number, operations)
+    }
+
+    fn join(&self, number: usize) -> Result<(), DeviceError> {
+        self.join_batch(number)
+    }
+
     fn embed(
         &self,
         step: &Step,
@@ -386,8 +406,8 @@ impl Device for Cuda {
         add::run(self, parts, x)
     }
 
-    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
-        select::run(self, from, rows, out)
+    fn select(&self, from: &Floats, rows: &[u32], out: &mut Floats, first: usize) -> Result<(), DeviceError> {
+        select::run(self, from, rows, out, first)
     }
 
     fn reward_head(

@@ -74,7 +74,7 @@ impl Peers {
         };
         let launch = Launch {
             kernel: "reduce_norm",
-            grid: [self.blocks(own.len()), 1, 1],
+            grid: [cuda.sum_blocks(self.blocks(own.len())), 1, 1],
             threads: row::threads(cols),
             shared: 4 * cols + more,
         };

@@ -14,7 +14,13 @@ struct SelectParams {
 }
 const _: () = assert!(size_of::<SelectParams>() == 32);
 
-pub(super) fn run(cuda: &Cuda, from: &Floats, rows: &[u32], out: &mut Floats) -> Result<(), DeviceError> {
+pub(super) fn run(
+    cuda: &Cuda,
+    from: &Floats,
+    rows: &[u32],
+    out: &mut Floats,
+    first: usize,
+) -> Result<(), DeviceError> {
     let cols = from.cols;
     assert_eq!(out.cols, cols, "columns of the selected rows");
     let known = from.rows;
@@ -22,11 +28,11 @@ pub(super) fn run(cuda: &Cuda, from: &Floats, rows: &[u32], out: &mut Floats) ->
     let scratch = cuda.scratch();
     let buffer = scratch.rows.as_ref().expect("a step was made before rows are selected");
     buffer.write(0, rows)?;
-    out.set_rows(rows.len());
+    out.set_rows(first + rows.len());
     let params = SelectParams {
         from: from.data.f32().address(),
         rows: buffer.address(),
-        out: out.data.f32().address(),
+        out: out.data.f32().at(first * cols),
         cols: cols as u32,
         unused: 0,
     };

@@ -20,7 +20,7 @@ const MANY_SLOTS: usize = 90;
 /// Loads one rank, allocates its buffers and its KV cache, and compares each with the plan.
 fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
     for slots in [SLOTS, MANY_SLOTS] {
-        agrees_with(dir, ranks, form, Variant { head_dtype: HeadDtype::Bf16, slots });
+        agrees_with(dir, ranks, form, Variant { head_dtype: HeadDtype::Bf16, slots, two_batch_tokens: None });
     }
 }
 
@@ -29,13 +29,14 @@ fn agrees(dir: &Path, ranks: usize, form: (Precision, KvDtype)) {
 struct Variant {
     head_dtype: HeadDtype,
     slots: usize,
+    two_batch_tokens: Option<usize>,
 }
 
 fn agrees_with(dir: &Path, ranks: usize, form: (Precision, KvDtype), variant: Variant) {
-    let Variant { head_dtype, slots } = variant;
+    let Variant { head_dtype, slots, two_batch_tokens } = variant;
     let config = ModelConfig { head_dtype, ..ModelConfig::from_dir(dir).unwrap() };
     let share = config.share(ranks).unwrap();
-    let room = StepRoom { ranks, rows: ROWS, slots, deterministic: true };
+    let room = StepRoom { ranks, rows: ROWS, slots, deterministic: true, two_batch_tokens };
     let needs = MemoryNeeds::new(&share, &Cpu::LAYOUT, form.0, form.1, &room);
     let plan = MemoryPlan::new(needs, 1 << 40, None, share.max_positions, slots).unwrap();
 
@@ -46,7 +47,10 @@ fn agrees_with(dir: &Path, ranks: usize, form: (Precision, KvDtype), variant: Va
     assert_eq!(weights, needs.weights, "weights of {what}");
     assert_eq!(weights, WeightBytes::new(&share, &Cpu::LAYOUT, form.0).total());
 
-    let space = Workspace::new(&device, &model, ROWS, slots).unwrap();
+    let mut space = Workspace::new(&device, &model, ROWS, slots).unwrap();
+    if let Some(tokens) = two_batch_tokens {
+        space = space.with_second_batch(&device, &model, ROWS, tokens).unwrap();
+    }
     let workspace = device.allocated() - weights;
     assert_eq!(workspace, needs.workspace(), "buffers of {what}");
     let bytes = StepBytes::new(&share, &Cpu::LAYOUT, form.0, &room);
@@ -72,7 +76,17 @@ fn allocations_match_the_memory_plan() {
 fn allocations_with_an_fp8_head_match_the_memory_plan() {
     for (name, ranks) in [("nemotron", 1), ("llama", 1), ("wide", 2)] {
         for precision in [Precision::Fp8, Precision::None] {
-            let variant = Variant { head_dtype: HeadDtype::Fp8, slots: SLOTS };
+            let variant = Variant { head_dtype: HeadDtype::Fp8, slots: SLOTS, two_batch_tokens: None };
+            agrees_with(&fixture(name), ranks, (precision, KvDtype::Fp8), variant);
+        }
+    }
+}
+
+#[test]
+fn allocations_for_two_batches_match_the_memory_plan() {
+    for (name, ranks) in [("nemotron", 1), ("wide", 2)] {
+        for precision in [Precision::Fp8, Precision::None] {
+            let variant = Variant { head_dtype: HeadDtype::Bf16, slots: SLOTS, two_batch_tokens: Some(64) };
             agrees_with(&fixture(name), ranks, (precision, KvDtype::Fp8), variant);
         }
     }
@@ -92,7 +106,7 @@ fn counts_that_no_machine_can_hold_do_not_wrap() {
     let share = ModelConfig::from_dir(&fixture("wide")).unwrap().share(2).unwrap();
     for layout in [Layout::CPU, Layout::CUDA] {
         let needs = |rows, slots| {
-            let room = StepRoom { ranks: 2, rows, slots, deterministic: true };
+            let room = StepRoom { ranks: 2, rows, slots, deterministic: true, two_batch_tokens: None };
             MemoryNeeds::new(&share, &layout, Precision::Fp8, KvDtype::Fp8, &room)
         };
         let plan = |needs, kv, len, seqs| MemoryPlan::new(needs, 1 << 40, kv, len, seqs);

@@ -17,7 +17,7 @@ use cudarc::driver::sys::CUdevice_attribute_enum::{
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
 use cudarc::driver::sys::CUlaunchAttributeID_enum::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
 use cudarc::driver::sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-use cudarc::driver::{CudaContext, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys};
+use cudarc::driver::{CudaContext, CudaEvent, CudaFunction, CudaGraph, CudaStream, DriverError, result, sys};
 use cudarc::nvrtc::Ptx;
 
 use super::backend::{Backend, HostCopy, Launch, MAX_PARAMS, MAX_SHARED, ProductLibrary};
@@ -30,12 +30,13 @@ use pinned::{Pinned, Staging};
 
 include!(concat!(env!("OUT_DIR"), "/cubins.rs"));
 
-/// A GPU with the kernels loaded, and one stream.
+/// A GPU with the kernels loaded.
 #[derive(Debug)]
 struct Gpu {
     ordinal: usize,
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
+    second: SecondStream,
     kernels: HashMap<&'static str, CudaFunction>,
     staging: Mutex<Staging>,
     library: Option<CublasLt>,
@@ -67,7 +68,8 @@ impl Gpu {
             return Err(error("cuda", "this machine has no CUDA driver (libcuda.so.1 was not found)"));
         }
         let context = CudaContext::new(ordinal).map_err(|e| driver("cuda", e))?;
-        // SAFETY: all work runs on one stream, whose order needs no events.
+        // SAFETY: all work runs on one stream, whose order needs no events, or on a second one, for which
+        // `beside` and `join` record events.
         unsafe { context.disable_event_tracking() };
         let capability = context.compute_capability().map_err(|e| driver("cuda", e))?;
         if capability != (9, 0) {
@@ -77,6 +79,7 @@ impl Gpu {
             return Err(error("cuda", message));
         }
         let stream = context.new_stream().map_err(|e| driver("cuda", e))?;
+        let second = SecondStream::new(&context).map_err(|e| driver("cuda", e))?;
         let mut kernels = HashMap::new();
         for (cubin, names) in CUBINS {
             let module =
@@ -92,7 +95,7 @@ impl Gpu {
         let library = if wants_library { CublasLt::open(&context, &stream)? } else { None };
         let staging = Mutex::new(Staging::new(&context).map_err(|e| driver("pinned memory", e))?);
         let is_shared = AtomicBool::new(false);
-        Ok(Self { ordinal, context, stream, kernels, staging, library, is_shared })
+        Ok(Self { ordinal, context, stream, second, kernels, staging, library, is_shared })
     }
 
     /// The GPU behind a backend, unless that runs on the host.
@@ -228,6 +231,8 @@ impl Backend for Gpu {
         let op = launch.kernel;
         let kernel = self.kernels.get(op).ok_or_else(|| error(op, "this binary has no such kernel"))?;
         self.enter(op)?;
+        let is_second = self.second.takes_launches.load(Ordering::Relaxed);
+        let stream = if is_second { &self.second.stream } else { &self.stream };
         let [x, y, z] = launch.grid.map(|n| n as u32);
         let overlaps = i32::from(!self.is_shared.load(Ordering::Relaxed));
         let mut attribute = sys::CUlaunchAttribute {
@@ -243,7 +248,7 @@ impl Backend for Gpu {
             blockDimY: 1,
             blockDimZ: 1,
             sharedMemBytes: launch.shared as u32,
-            hStream: self.stream.cu_stream(),
+            hStream: stream.cu_stream(),
             attrs: &raw mut attribute,
             numAttrs: 1,
         };
@@ -260,6 +265,25 @@ impl Backend for Gpu {
             )
         };
         launched.result().map_err(|e| driver(op, e))
+    }
+
+    fn beside(
+        &self,
+        number: usize,
+        launches: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let SecondStream { stream, begun, parts, takes_launches } = &self.second;
+        let began = begun.record(&self.stream).and_then(|()| stream.wait(begun));
+        began.map_err(|e| driver("second stream", e))?;
+        takes_launches.store(true, Ordering::Relaxed);
+        let outcome = launches();
+        takes_launches.store(false, Ordering::Relaxed);
+        outcome?;
+        parts[number].record(stream).map_err(|e| driver("second stream", e))
+    }
+
+    fn join(&self, number: usize) -> Result<(), DeviceError> {
+        self.stream.wait(&self.second.parts[number]).map_err(|e| driver("second stream", e))
     }
 
     /// Captures the calling thread's launches as a CUDA graph.
@@ -281,6 +305,32 @@ impl Backend for Gpu {
 
     fn library(&self) -> Option<&dyn ProductLibrary> {
         self.library.as_ref().map(|library| library as &dyn ProductLibrary)
+    }
+}
+
+/// The stream of sums that run beside products. Its kernels have priority for free multiprocessors, since
+/// products wait for them.
+#[derive(Debug)]
+struct SecondStream {
+    stream: Arc<CudaStream>,
+    /// All work of the first stream that precedes a part.
+    begun: CudaEvent,
+    /// The last of each part.
+    parts: [CudaEvent; 2],
+    /// Whether launches are for this stream. All come from one thread.
+    takes_launches: AtomicBool,
+}
+
+impl SecondStream {
+    fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
+        let (_lowest, highest) = result::stream::get_priority_range()?;
+        let event = || context.new_event(None);
+        Ok(Self {
+            stream: context.new_stream_with_priority(highest)?,
+            begun: event()?,
+            parts: [event()?, event()?],
+            takes_launches: AtomicBool::new(false),
+        })
     }
 }
 

@@ -1,0 +1,101 @@
+//! Steps as two batches, whose sums run beside the other batch's products.
+
+use std::sync::{Arc, Mutex};
+
+use octant::comm::{Communicator, GroupBuffers, Local, Message, OneShotRows, P2p, ResidualUpdate};
+use octant::device::cuda::{Acts, Cuda, Floats, Matrix};
+use octant::device::{ActQuant, DeviceError, Norm};
+use octant::engine::{EngineHandle, EngineThread};
+use octant::model::ModelConfig;
+use octant::request::{Request, SamplingParams, StopRules};
+
+use super::{LARGEST, Steps, TIMEOUT, engine_with};
+use crate::dev;
+use crate::device::determinism::{Answer, answer, block_on};
+use crate::device::model::fixture;
+
+/// A communicator that keeps the number of rows of each sum.
+struct Counted<C> {
+    comm: C,
+    rows: Arc<Mutex<Vec<usize>>>,
+}
+
+impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
+    fn register(&self, buffers: GroupBuffers<'_, Cuda>) -> Result<(), DeviceError> {
+        self.comm.register(buffers)
+    }
+    fn all_reduce(&self, cuda: &Cuda, x: &mut Floats) -> Result<(), DeviceError> {
+        self.comm.all_reduce(cuda, x)
+    }
+    fn all_gather(&self, cuda: &Cuda, part: &Floats, whole: &mut Floats) -> Result<(), DeviceError> {
+        self.comm.all_gather(cuda, part, whole)
+    }
+    fn linear_part(
+        &self,
+        cuda: &Cuda,
+        x: &Acts,
+        matrix: &Matrix,
+        delta: &mut Floats,
+    ) -> Result<(), DeviceError> {
+        self.comm.linear_part(cuda, x, matrix, delta)
+    }
+    fn reduce_norm(
+        &self,
+        cuda: &Cuda,
+        update: ResidualUpdate<'_, Cuda>,
+        norm: &Norm<Cuda>,
+        quant: ActQuant,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        self.rows.lock().unwrap().push(update.delta.rows());
+        self.comm.reduce_norm(cuda, update, norm, quant, out)
+    }
+    fn reduce_add(&self, cuda: &Cuda, update: ResidualUpdate<'_, Cuda>) -> Result<(), DeviceError> {
+        self.comm.reduce_add(cuda, update)
+    }
+}
+
+/// Answers to eight prompts, of which the first are answered while the last are read.
+fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
+    let ask = |index: u32| Request {
+        prompt: (0..90 + index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
+        sampling: Arc::new(SamplingParams {
+            temperature: (index % 2) as f32,
+            seed: u64::from(index),
+            logprobs: Some(2),
+            ..SamplingParams::greedy()
+        }),
+        stop: StopRules { max_tokens: 4, stop_ids: Vec::new() },
+        reward: false,
+        ..Request::score(&[1])
+    };
+    let all = (0..8).map(|index| answer(&engine.0, ask(index)));
+    block_on(futures_util::future::join_all(all))
+}
+
+const STEP_TOKENS: usize = 384;
+
+#[test]
+fn two_batches_have_the_bits_of_one() {
+    let dir = fixture("wide");
+    let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+    let one = Steps { most_tokens: STEP_TOKENS, ..Steps::default() };
+    let expected = answers(&engine_with(&dir, dev::ranks(2), Local::group(2, TIMEOUT), one));
+    // On the host, the first rank runs sums at once and the second as late as possible.
+    for one_shot in [0, STEP_TOKENS] {
+        let devices = dev::ranks(2);
+        let largest = Message { rows: STEP_TOKENS, cols: hidden, ..LARGEST };
+        let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(one_shot)).unwrap();
+        let rows: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let group = group.into_iter().map(|comm| Counted { comm, rows: Arc::clone(&rows) }).collect();
+        let two = Steps { most_tokens: STEP_TOKENS, two_batch_tokens: Some(300), drafts: Vec::new() };
+        assert!(answers(&engine_with(&dir, devices, group, two)) == expected, "one-shot to {one_shot}");
+        // 384 tokens of four prompts and some of a fifth; then four sampled tokens and the rest of all
+        // prompts.
+        let rows = rows.lock().unwrap();
+        let rest = 4 + (0..8).map(|index| 90 + index).sum::<usize>() - STEP_TOKENS;
+        for batch in [256, STEP_TOKENS - 256, rest - 256] {
+            assert!(rows.contains(&batch), "{rest} in the second step: {rows:?}");
+        }
+    }
+}
