@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::config::PlanArgs;
+use crate::config::{PlanArgs, Speculate};
 use crate::hub::{self, Part};
 use crate::stdio::{Log, results};
 
@@ -18,7 +18,7 @@ use crate::stdio::{Log, results};
 /// the KV cache.
 pub fn run(mut args: PlanArgs, log: &Log) -> anyhow::Result<ExitCode> {
     args.config = hub::directory(&args.config, Part::Configuration, &log.handle().bars)?;
-    if let Some(draft) = &mut args.speculate {
+    if let Speculate::Draft(draft) = &mut args.speculate {
         let found = hub::directory(draft, Part::Configuration, &log.handle().bars);
         *draft = found.context("--speculate")?;
     }

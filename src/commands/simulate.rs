@@ -15,6 +15,7 @@ use crate::engine::{SchedulerConfig, TargetItl};
 use crate::hub::{self, Part};
 use crate::launch::cost_inputs::{CostInputs, Overrides, forecast, step_times};
 use crate::launch::devices::GPU_IN_FLIGHT;
+use crate::launch::draft::shown_needs;
 use crate::launch::simulated::usable_memory;
 use crate::model::StepRoom;
 use crate::runner::{MemoryNeeds, MemoryPlan};
@@ -39,6 +40,9 @@ struct FinishedRun {
 /// Simulates and reports. Exits with status 1 if a replay differs from its recording.
 pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
     args.policy.check()?;
+    if args.replay.is_none() {
+        check_speculation(&args, None)?;
+    }
     if let Some(config) = &mut args.config {
         *config = hub::directory(config, Part::Configuration, &log.handle().bars)?;
     }
@@ -137,6 +141,7 @@ fn recorded(args: &SimulateArgs, path: &Path) -> anyhow::Result<Option<Vec<Finis
         }
         TraceEnd::Cut(at) => tracing::warn!("the recording is cut off at byte {at} of {}", bytes.len()),
     }
+    check_speculation(args, Some(&trace.header.config))?;
     let replayed = match replay::replay(&trace) {
         Ok(replayed) => replayed,
         Err(divergence) => {
@@ -260,7 +265,6 @@ fn scheduler_config(
     let num_blocks = match r.filter(|_| !resized) {
         Some(recorded) => recorded.num_blocks,
         None => {
-            let share = model.share(inputs.ranks).map_err(anyhow::Error::msg).context("--tp")?;
             let room = StepRoom {
                 ranks: inputs.ranks,
                 rows: max_num_batched_tokens,
@@ -268,15 +272,7 @@ fn scheduler_config(
                 deterministic: inputs.deterministic,
                 two_batch_tokens: inputs.two_batch_tokens,
             };
-            let (layout, precision, kv) = (&Layout::CUDA, inputs.precision, inputs.kv);
-            let mut sum = MemoryNeeds::new(&share, layout, precision, kv, &room);
-            if let Some(draft) = &inputs.draft {
-                let share = draft.share(inputs.ranks).map_err(anyhow::Error::msg).context("--speculate")?;
-                sum = sum.beside(&MemoryNeeds::of_draft(&share, layout, precision, kv, &room));
-            }
-            let memory = usable_memory(&inputs.hardware);
-            let kv_memory = args.kv_cache_memory.map(|size| size.0);
-            MemoryPlan::new(sum, memory, kv_memory, max_model_len, max_num_seqs)?.blocks
+            blocks(args, inputs, &room, max_model_len)?
         }
     };
     let requests = args.max_queue_requests.or(r.map(|c| c.max_queue_requests));
@@ -299,12 +295,60 @@ fn scheduler_config(
     })
 }
 
+/// KV blocks that fit beside the model and the draft model.
+///
+/// # Errors
+/// The models do not fit.
+fn blocks(
+    args: &SimulateArgs,
+    inputs: &CostInputs,
+    room: &StepRoom,
+    max_model_len: usize,
+) -> anyhow::Result<usize> {
+    let share = inputs.model.share(inputs.ranks).map_err(anyhow::Error::msg).context("--tp")?;
+    let (layout, precision, kv) = (&Layout::CUDA, inputs.precision, inputs.kv);
+    let needs = MemoryNeeds::new(&share, layout, precision, kv, room);
+    let memory = usable_memory(&inputs.hardware);
+    let kv_memory = args.kv_cache_memory.map(|size| size.0);
+    let plan = |needs| MemoryPlan::new(needs, memory, kv_memory, max_model_len, room.slots);
+    let Some(draft) = &inputs.draft else { return Ok(plan(needs)?.blocks) };
+    let share = draft.share(inputs.ranks).map_err(anyhow::Error::msg).context("--speculate")?;
+    let draft = MemoryNeeds::of_draft(&share, layout, precision, kv, room);
+    let plan = plan(needs.beside(&draft)).with_context(|| {
+        let given = args.speculate.as_ref().and_then(Speculate::draft_model);
+        let name = given.map_or("of the recording".into(), |dir| dir.to_string_lossy());
+        shown_needs(&name, &draft)
+    });
+    Ok(plan.context("--speculate")?.blocks)
+}
+
 /// The most drafts of a row: from the arguments, else from the recording, else none.
 fn max_drafts(args: &SimulateArgs, recorded: Option<&SchedulerConfig>) -> usize {
     let recorded = recorded.map_or(0, |config| config.max_drafts);
     let speculates = args.speculate.as_ref().map_or(recorded > 0, |method| *method != Speculate::Off);
     let usual = if recorded > 0 { recorded } else { SpeculationArgs::TOKENS };
     if speculates { args.speculative_tokens.unwrap_or(usual) } else { 0 }
+}
+
+/// Refuses settings of speculative decoding that would change nothing.
+fn check_speculation(args: &SimulateArgs, recorded: Option<&SchedulerConfig>) -> anyhow::Result<()> {
+    let speculates = max_drafts(args, recorded) > 0;
+    let methods = "expected --speculate ngram or --speculate DIR with it";
+    ensure!(args.speculative_tokens.is_none() || speculates, "--speculative-tokens: {methods}");
+    if args.acceptance.is_none() {
+        return Ok(());
+    }
+    let Some(recorded) = recorded else {
+        ensure!(speculates, "--acceptance: {methods}");
+        return Ok(());
+    };
+    let draft_model = recorded.draft_model || matches!(args.speculate, Some(Speculate::Draft(_)));
+    ensure!(
+        draft_model,
+        "--acceptance: expected --speculate DIR with it, because --replay has the answers that drafts of \
+         ngram are compared with"
+    );
+    Ok(())
 }
 
 /// Returns `base` with the policy settings that the command line gives.

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args};
 
-use super::SchedulingArgs;
 use super::parsers::{boolean, model, position_count, positive_fraction, whole};
+use super::speculation::speculate;
+use super::{SchedulingArgs, Speculate};
 use crate::cost::Hardware;
 use crate::model::{HeadDtype, Precision};
 
@@ -43,10 +44,16 @@ pub struct PlanArgs {
     /// Element type of an LM head that the checkpoint stores as floats [default: as for `octant serve`]
     #[arg(long, value_name = "TYPE", ignore_case = true)]
     pub(crate) lm_head_dtype: Option<HeadDtype>,
-    /// Draft model of --speculate, whose memory counts too: a directory with its config.json, or ORG/NAME.
-    /// Step times are those without drafts
-    #[arg(long, value_name = "DIR|NAME", value_parser = model(), alias = "speculative-model")]
-    pub(crate) speculate: Option<PathBuf>,
+    /// Speculative decoding, as for `octant serve`. The memory of a draft model counts too; `off` and `ngram`
+    /// need none. Step times are those without drafts
+    #[arg(
+        long,
+        value_name = "off|ngram|DIR|NAME",
+        default_value = "off",
+        value_parser = speculate(),
+        alias = "speculative-model"
+    )]
+    pub(crate) speculate: Speculate,
     /// Maximum tokens of a sequence, prompt and answer together [default: the model's own limit]
     #[arg(long, value_name = "TOKENS", value_parser = position_count())]
     pub(crate) max_model_len: Option<usize>,

@@ -34,9 +34,10 @@ pub(crate) struct SchedulingArgs {
     pub(crate) max_num_batched_tokens: usize,
     /// Target for the inter-token latency of running streams: seconds, auto or off. Prompts are split into
     /// chunks of at least 32 tokens so that a step beside running streams is predicted to take no longer. A
-    /// shorter target makes the first token of other requests later. With auto, steps are as short as they
-    /// can be while prompts are computed at 95 % of the tokens per second that --max-num-batched-tokens
-    /// gives. With off, only --max-num-batched-tokens limits a step
+    /// shorter target makes the first token of other requests later. With auto, a step is about twice as long
+    /// as one without prompts if such steps compute all waiting prompts within a second; else steps are as
+    /// short as they can be while prompts are computed at 95 % of the tokens per second that
+    /// --max-num-batched-tokens gives. With off, only --max-num-batched-tokens limits a step
     #[arg(
         long,
         env = "OCTANT_TARGET_ITL",

@@ -293,7 +293,7 @@ pub struct SimulateArgs {
     pub(crate) speculative_tokens: Option<usize>,
     /// Share of the drafts that are accepted, from 0 to 1. With --speculate ngram, answers then repeat their
     /// prompts, and one token in 1/(1 - SHARE) differs; if it is not given, the tokens of answers are random.
-    /// With a draft model, the default is 0.7
+    /// With a draft model, the default is 0.7. With --replay, only a draft model has a use for it
     #[arg(long, value_name = "SHARE", value_parser = fraction)]
     pub(crate) acceptance: Option<f32>,
     /// Scheduling policy and admission.
@@ -342,6 +342,7 @@ impl SimulateArgs {
             || !self.target_itl.is_empty()
             || self.speculate.is_some()
             || self.speculative_tokens.is_some()
+            || self.acceptance.is_some()
             || self.policy != PolicyArgs::default()
     }
 }

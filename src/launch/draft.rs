@@ -111,13 +111,17 @@ impl PreparedDraft {
 
     /// The draft model's needs, for the error if it does not fit beside the model.
     pub(super) fn shown_needs(&self) -> String {
-        format!(
-            "the draft model {} needs {} of weights, {} of working memory and {} for each KV block of 64 \
-             tokens",
-            self.dir.display(),
-            gib(self.needs.weights),
-            gib(self.needs.workspace()),
-            gib(self.needs.block)
-        )
+        shown_needs(&self.dir.display().to_string(), &self.needs)
     }
+}
+
+/// The needs of a draft model, for the error if it does not fit beside the model.
+pub(crate) fn shown_needs(draft_model: &str, needs: &MemoryNeeds) -> String {
+    format!(
+        "the draft model {draft_model} needs {} of weights, {} of working memory and {} for each KV block of \
+         64 tokens",
+        gib(needs.weights),
+        gib(needs.workspace()),
+        gib(needs.block)
+    )
 }

@@ -177,7 +177,7 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
 
 /// One rank's share of the draft model.
 fn draft(args: &PlanArgs, model: &ModelConfig) -> anyhow::Result<Option<ModelConfig>> {
-    let Some(dir) = &args.speculate else { return Ok(None) };
+    let Some(dir) = args.speculate.draft_model() else { return Ok(None) };
     let draft = ModelConfig::from_dir(dir).context("--speculate")?.drafting_for(model);
     Ok(Some(draft.share(args.tp).map_err(|e| anyhow::anyhow!("--speculate: {e}"))?))
 }

@@ -117,6 +117,14 @@ fn a_draft_model_is_part_of_the_plan() {
 }
 
 #[test]
+fn speculation_without_a_draft_model_takes_no_memory() {
+    let plain = json(&dir_340b(), &["--tp", "8"]);
+    for method in ["off", "ngram"] {
+        assert_eq!(json(&dir_340b(), &["--tp", "8", "--speculate", method]), plain, "{method}");
+    }
+}
+
+#[test]
 fn the_340b_fits_eight_gpus() {
     let report = json(&dir_340b(), &["--tp", "8"]);
     let kv = |index: usize, key: &str| report["kv"][index][key].as_u64().unwrap();
@@ -225,7 +233,7 @@ fn every_figure_shows_its_source() {
 
 #[test]
 fn an_invalid_argument_names_its_flag() {
-    let cases: [(&[&str], &[&str]); 10] = [
+    let cases: [(&[&str], &[&str]); 11] = [
         (&["--two-batch-tokens", "768"], &["--two-batch-tokens", "--tp of at least 2, got 1"]),
         (&["--gpu-memory-utilization", "90"], &["--gpu-memory-utilization", "at most 1, got `90`"]),
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
@@ -236,6 +244,7 @@ fn an_invalid_argument_names_its_flag() {
         (&["--prefill", "1,5000"], &["--prefill", "at most 4096", "got 5000"]),
         (&["--batch", "0"], &["--batch", "0"]),
         (&["--quantization", "int4"], &["--quantization", "int4", "fp8"]),
+        (&["--speculate", "EAGLE"], &["--speculate: expected off, ngram, or the directory", "`EAGLE`"]),
     ];
     for (args, parts) in cases {
         let output = plan(&dir_340b(), args);

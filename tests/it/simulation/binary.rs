@@ -104,6 +104,10 @@ async fn a_recording_of_a_simulated_server_is_replayed_with_other_settings() {
     let same = octant(&["simulate", "--replay", &path("recording")]);
     let text = String::from_utf8_lossy(&same.stdout);
     assert!(same.status.success() && text.contains("plans, all equal"), "{text} {same:?}");
+    for (flag, value, method) in [("--acceptance", "0.5", "DIR"), ("--speculative-tokens", "3", "ngram")] {
+        let error = simulate_error(&["--replay", &path("recording"), flag, value]);
+        assert!(error.contains(&format!("{flag}: expected --speculate {method} ")), "{error}");
+    }
     let args = ["simulate", "--replay", &path("recording"), "--max-num-seqs", "1", "--json", &path("report")];
     let other = octant(&[&args[..], &["--svg", &path("picture")]].concat());
     assert!(other.status.success(), "{other:?}");
@@ -234,4 +238,38 @@ fn invalid_combinations_of_flags_are_refused() {
     }
     let none = octant(&["simulate", "--config", INSTRUCT]);
     assert_eq!(none.status.code(), Some(2), "{none:?}");
+}
+
+/// Standard error of `octant simulate` with these arguments, which must refuse.
+fn simulate_error(args: &[&str]) -> String {
+    let output = octant(&[&["simulate"], args].concat());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && output.stdout.is_empty(), "{args:?}: {output:?}");
+    text
+}
+
+#[test]
+fn settings_of_drafts_without_drafts_are_refused() {
+    let random = ["--config", INSTRUCT, "--tp", "8", "--poisson", "1", "--requests", "2"];
+    let expected = ": expected --speculate ngram or --speculate DIR with it";
+    for (flag, value) in [("--acceptance", "0.5"), ("--speculative-tokens", "3")] {
+        let given = [&random[..], &[flag, value]].concat();
+        let off = [&given[..], &["--speculate", "off"]].concat();
+        for args in [&given, &off] {
+            let error = simulate_error(args);
+            assert!(error.contains(&format!("{flag}{expected}")), "{error}");
+        }
+        let ngram = octant(&[&["simulate"], &given[..], &["--speculate", "ngram"]].concat());
+        assert!(ngram.status.success(), "{ngram:?}");
+    }
+}
+
+#[test]
+fn models_that_do_not_fit_in_a_simulation_are_refused_with_the_draft_models_needs() {
+    let random = ["--config", INSTRUCT, "--tp", "8", "--poisson", "1", "--requests", "2"];
+    let error =
+        simulate_error(&[&random[..], &["--speculate", INSTRUCT, "--kv-cache-memory", "9GiB"]].concat());
+    let parts =
+        [&format!("--speculate: the draft model {INSTRUCT} needs "), " of weights, ", "for each KV block"];
+    parts.iter().for_each(|part| assert!(error.contains(part), "`{error}` lacks `{part}`"));
 }
