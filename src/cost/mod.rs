@@ -154,10 +154,11 @@ impl CostModel {
     /// The time of a step of these rows; 0 without rows.
     pub fn step(&self, rows: impl IntoIterator<Item = RowShape>) -> StepTime {
         let (share, hardware) = (&self.share, &self.hardware);
-        let (mut tokens, mut logits, mut count) = (0.0, 0.0, 0);
+        let (mut tokens, mut logits, mut count, mut decodes) = (0.0, 0.0, 0, 0);
         let mut attention = AttentionWork::default();
         for row in rows.into_iter().filter(|row| row.tokens > 0) {
             count += row.tokens as usize;
+            decodes += usize::from(row.tokens == 1);
             tokens += f64::from(row.tokens);
             logits += f64::from(row.logits);
             attention.add(row, share.heads);
@@ -189,7 +190,7 @@ impl CostModel {
             gather: self.gather_seconds(logits),
             overhead: hardware.step_overhead + layers * (hardware.layer_overhead - sums.saved),
         };
-        match self.two_batch_rows(count) {
+        match self.two_batch_rows(count, decodes) {
             Some(rows) => self.as_two_batches(time, rows),
             None => time,
         }

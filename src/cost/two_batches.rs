@@ -43,9 +43,10 @@ impl Schedule {
 }
 
 impl CostModel {
-    /// The rows of each batch; `None` if one batch computes a step of `rows` rows.
-    pub(super) fn two_batch_rows(&self, rows: usize) -> Option<[usize; 2]> {
-        self.two_batch_tokens.filter(|least| rows >= *least).and_then(|_| batch_rows(rows))
+    /// The rows of each batch; `None` if one batch computes a step of `rows` rows, of which `decodes` are of
+    /// one token each.
+    pub(super) fn two_batch_rows(&self, rows: usize, decodes: usize) -> Option<[usize; 2]> {
+        self.two_batch_tokens.filter(|least| rows >= *least).and_then(|_| batch_rows(rows, decodes))
     }
 
     /// The time of a step as two batches, from that of one batch. Small kernels and launches are counted

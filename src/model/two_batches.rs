@@ -15,14 +15,10 @@ pub(super) struct SecondBatch<D: Device> {
     least_tokens: usize,
 }
 
-/// Rows of the first batch of a step of `rows` rows.
-fn first_rows(rows: usize) -> usize {
-    (rows - second_rows(rows)).next_multiple_of(ROWS)
-}
-
-/// The rows of both batches of a step of `rows` rows whose tokens are known; `None` if they are too few.
-pub(crate) fn batch_rows(rows: usize) -> Option<[usize; 2]> {
-    let first = first_rows(rows);
+/// The rows of both batches of a step of `rows` rows; `None` if one batch computes it. The first `sampled`
+/// rows may have tokens that were sampled last, which only the first batch has.
+pub(crate) fn batch_rows(rows: usize, sampled: usize) -> Option<[usize; 2]> {
+    let first = (rows - second_rows(rows)).max(sampled).next_multiple_of(ROWS);
     (first < rows).then(|| [first, rows - first])
 }
 
@@ -53,13 +49,12 @@ impl<D: Device> SecondBatch<D> {
         Ok(Self { batch, least_tokens })
     }
 
-    /// The first row of the second batch; `None` if one batch computes the step. Rows whose token was sampled
-    /// last stay in the first batch, which has the sampled tokens.
+    /// The first row of the second batch; `None` if one batch computes the step.
     pub(super) fn first_row(&self, inputs: &StepInputs) -> Option<usize> {
         let rows = inputs.tokens.len();
         let sampled = inputs.tokens.iter().rposition(|token| matches!(token, Token::Last { .. }));
-        let first = first_rows(rows).max(sampled.map_or(0, |last| last + 1).next_multiple_of(ROWS));
-        (rows >= self.least_tokens && first < rows).then_some(first)
+        let batches = batch_rows(rows, sampled.map_or(0, |last| last + 1));
+        batches.filter(|_| rows >= self.least_tokens).map(|[first, _]| first)
     }
 }
 

@@ -3,7 +3,7 @@
 use octant::cost::{CostModel, RowShape, StepTime};
 use octant::device::KvDtype;
 
-use super::{cost, h100};
+use super::{cost, decode, h100};
 
 fn prompt(cost: &CostModel, tokens: u32) -> StepTime {
     cost.step([RowShape { tokens, position: 0, logits: 1 }])
@@ -14,12 +14,14 @@ fn sums_run_beside_the_products_of_the_other_batch() {
     let one = cost(KvDtype::Fp8, h100());
     let two = one.clone().with_two_batches(Some(768));
     assert_eq!(prompt(&two, 767), prompt(&one, 767));
+    // Tokens that were sampled last are all in the first batch.
+    assert_eq!(decode(&two, 1024, 512), decode(&one, 1024, 512));
     for tokens in [768, 1024, 1536, 2048, 4096] {
         let (one, two) = (prompt(&one, tokens), prompt(&two, tokens));
         // Little waiting is left, but the weights are read twice and the products cut less evenly.
         assert!(two.reduce < 0.15 * one.reduce, "{tokens}: {two:?}");
         assert!(two.weights > 1.9 * one.weights && two.cuts > one.cuts, "{tokens}: {two:?}");
-        assert!(two.total() < 0.92 * one.total(), "{tokens}: {}, one batch {}", two.total(), one.total());
+        assert!(two.total() < 0.96 * one.total(), "{tokens}: {}, one batch {}", two.total(), one.total());
     }
 }
 
