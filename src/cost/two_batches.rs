@@ -5,8 +5,8 @@ use super::{CostModel, F32_BYTES, Product, ProductTime, StepTime};
 use crate::device::product_tiles::{BESIDE_BLOCKS, PARTS};
 use crate::model::batch_rows;
 
-/// Seconds in which a multiprocessor runs the instructions of a sum and its norm for one element of the rows of
-/// its rank: 12,300 clocks for a row of 18,432 (`kernels/README.md`), at 1.755 GHz.
+/// Seconds in which a multiprocessor runs the instructions of a sum and its norm for one element of the rows
+/// of its rank: 12,300 clocks for a row of 18,432 (`kernels/README.md`), at 1.755 GHz.
 const ELEMENT_SECONDS: f64 = 12_300.0 / 18_432.0 / 1.755e9;
 
 /// Layers over which the schedule becomes regular.
