@@ -15,9 +15,9 @@ pub(crate) const PARTS: usize = 132;
 /// stages: 17 MB in all blocks, a third of the L2 cache. `kernels/linear.cu` has the same number.
 pub(crate) const READ_AHEAD: usize = 8;
 
-/// Multiprocessors for a sum that runs beside products. By the cost model a sum of 1,024 rows of the 340B then
-/// takes 177 µs, about as long as the attention half of a layer. The products of 1,024 rows need as many rounds
-/// of tiles on the others as on all, or ten instead of nine.
+/// Multiprocessors for a sum that runs beside products. By the cost model a sum of 1,024 rows of the 340B
+/// then takes 177 µs, about as long as the attention half of a layer. The products of 1,024 rows need as many
+/// rounds of tiles on the others as on all, or ten instead of nine.
 pub(crate) const BESIDE_BLOCKS: usize = 12;
 
 /// Blocks of a cluster that computes whole tiles, one tile each.
