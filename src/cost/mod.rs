@@ -236,8 +236,7 @@ impl CostModel {
         }
         let (elements, hardware) = ((rows * self.share.hidden) as f64, &self.hardware);
         let result = self.bytes.result;
-        let seconds = |each: f64, least: f64| hardware.all_reduce_seconds((each * elements).max(least));
-        let one_shot = seconds(result, 0.0);
+        let one_shot = hardware.all_reduce_seconds(result * elements);
         let [qkv, attention, up, mlp] = &self.products;
         let sums = |seconds: [f64; 2], saved: f64, busy: usize| {
             // The blocks that read start after those of the sum.

@@ -16,8 +16,8 @@ pub(crate) const PARTS: usize = 132;
 pub(crate) const READ_AHEAD: usize = 8;
 
 /// Multiprocessors for a sum that runs beside products. By the cost model a sum of 1,024 rows of the 340B
-/// then takes 177 µs, about as long as the attention half of a layer. The products of 1,024 rows need as many
-/// rounds of tiles on the others as on all, or ten instead of nine.
+/// takes 177 µs on them, about as long as the attention half of a layer. The products of 1,024 rows need as
+/// many rounds of tiles on the others as on all, or ten instead of nine.
 pub(crate) const BESIDE_BLOCKS: usize = 12;
 
 /// Blocks of a cluster that computes whole tiles, one tile each.
