@@ -1,6 +1,5 @@
 //! `octant bench serving`: load-tests any server with OpenAI's API.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use crate::bench::load_client::{load_plot, load_report};
 use crate::config::{ArrivalName, BenchServingArgs, EndpointName};
 use crate::http_client::Target;
 use crate::stdio::results::print;
-use crate::stdio::{Log, ProgressDisplay};
+use crate::stdio::{Log, OutputFile, ProgressDisplay};
 
 /// Number of requests if neither --requests nor --duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
@@ -30,6 +29,8 @@ pub fn run(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
 }
 
 async fn measure(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode> {
+    let json_file = OutputFile::open("--json", args.json.as_deref())?;
+    let plot_file = OutputFile::open("--plot", args.plot.as_deref())?;
     let plan = plan(args).await?;
     tracing::info!("{}, model {}: {}", args.url, plan.bodies.model, describe(&plan));
     let mut display = RunDisplay::start(&plan, log);
@@ -49,12 +50,12 @@ async fn measure(args: &BenchServingArgs, log: &Log) -> anyhow::Result<ExitCode>
     };
     let summary = Summary::of(&run, objectives);
     print(&load_report::text(&summary, plan.bodies.prompts.distinct()))?;
-    if let Some(path) = &args.json {
+    if let Some(file) = json_file {
         let json = load_report::json(&summary, settings(args, &plan), &run);
-        write(path, &serde_json::to_string_pretty(&json)?)?;
+        file.write(&serde_json::to_string_pretty(&json)?)?;
     }
-    if let Some(path) = &args.plot {
-        write(path, &load_plot::svg(&run, &format!("{}: {}", plan.bodies.model, describe(&plan)))?)?;
+    if let Some(file) = plot_file {
+        file.write(&load_plot::svg(&run, &format!("{}: {}", plan.bodies.model, describe(&plan)))?)?;
     }
     Ok(if summary.ok > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -180,12 +181,6 @@ fn settings(args: &BenchServingArgs, plan: &LoadTestPlan) -> Value {
         "extra_body": plan.bodies.extra,
         "version": env!("CARGO_PKG_VERSION"),
     })
-}
-
-fn write(path: &Path, text: &str) -> anyhow::Result<()> {
-    std::fs::write(path, text).with_context(|| path.display().to_string())?;
-    tracing::info!("wrote {}", path.display());
-    Ok(())
 }
 
 /// Shows the progress of a run.

@@ -1,7 +1,6 @@
 //! `octant bench throughput` and `octant bench latency`: start an engine as `octant serve` does, without a
 //! server, and measure it.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
@@ -17,13 +16,14 @@ use crate::engine::{EngineHandle, EngineThread};
 use crate::launch;
 use crate::server::ServerStatus;
 use crate::simulator::trace::Recording;
-use crate::stdio::Log;
 use crate::stdio::results::print_line;
+use crate::stdio::{Log, OutputFile};
 
 /// Measures tokens per second.
 pub fn throughput(args: WithEngine<BenchThroughputArgs>, log: &Log) -> anyhow::Result<ExitCode> {
     let WithEngine { run, model } = args;
-    let bench = EngineBench::start(model, &run.lengths, log)?;
+    let json = open_json(&run.lengths)?;
+    let bench = EngineBench::start(model, run.input_len, &run.lengths, log)?;
     let figures = bench.measure(async |engine, requests| {
         offline_engine::throughput(engine, requests, run.num_prompts).await
     })?;
@@ -34,7 +34,7 @@ pub fn throughput(args: WithEngine<BenchThroughputArgs>, log: &Log) -> anyhow::R
     )?;
     print_line!("Total num prompt tokens:  {}", figures.total_num_tokens - figures.total_output_tokens)?;
     print_line!("Total num output tokens:  {}", figures.total_output_tokens)?;
-    write_json(run.lengths.output_json.as_deref(), &figures)
+    write_json(json, &figures)
 }
 
 /// Measures the seconds of a batch.
@@ -42,7 +42,8 @@ pub fn latency(args: WithEngine<BenchLatencyArgs>, log: &Log) -> anyhow::Result<
     let WithEngine { run, model } = args;
     let (batch, most) = (run.batch_size, model.scheduling.max_num_seqs);
     ensure!(batch <= most, "--batch-size: expected at most --max-num-seqs, {most}, got {batch}");
-    let bench = EngineBench::start(model, &run.lengths, log)?;
+    let json = open_json(&run.lengths)?;
+    let bench = EngineBench::start(model, run.input_len, &run.lengths, log)?;
     let figures = bench.measure(async |engine, requests| {
         offline_engine::latency(engine, requests, batch, run.num_iters_warmup, run.num_iters).await
     })?;
@@ -51,13 +52,16 @@ pub fn latency(args: WithEngine<BenchLatencyArgs>, log: &Log) -> anyhow::Result<
     for (percent, seconds) in percentiles {
         print_line!("{percent}% percentile latency: {seconds} seconds")?;
     }
-    write_json(run.lengths.output_json.as_deref(), &figures)
+    write_json(json, &figures)
 }
 
-fn write_json(path: Option<&Path>, figures: &impl Serialize) -> anyhow::Result<ExitCode> {
-    if let Some(path) = path {
-        let text = serde_json::to_string_pretty(figures)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+fn open_json(lengths: &RequestLengths) -> anyhow::Result<Option<OutputFile>> {
+    OutputFile::open("--output-json", lengths.output_json.as_deref())
+}
+
+fn write_json(file: Option<OutputFile>, figures: &impl Serialize) -> anyhow::Result<ExitCode> {
+    if let Some(file) = file {
+        file.write(&(serde_json::to_string_pretty(figures)? + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -72,7 +76,12 @@ struct EngineBench {
 
 impl EngineBench {
     /// Loads the model. The queue's limits refuse no request.
-    fn start(mut config: ServeArgs, lengths: &RequestLengths, log: &Log) -> anyhow::Result<Self> {
+    fn start(
+        mut config: ServeArgs,
+        input_len: usize,
+        lengths: &RequestLengths,
+        log: &Log,
+    ) -> anyhow::Result<Self> {
         for note in &config.notes {
             tracing::warn!("{note}");
         }
@@ -83,7 +92,7 @@ impl EngineBench {
         let status = ServerStatus::new(config.timeouts.stall_timeout);
         let handle = log.handle();
         let (mut prepared, devices) = serve::open(config, status, &handle.bars)?;
-        let RequestLengths { input_len, output_len, seed, .. } = *lengths;
+        let RequestLengths { output_len, seed, .. } = *lengths;
         let (tokens, most) = (input_len + output_len, prepared.model.max_positions);
         ensure!(
             tokens <= most,

@@ -1,11 +1,9 @@
 //! `octant eval`: measures of a served model.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use serde_json::Value;
 
 use crate::config::{EvalCommand, EvalIfEvalArgs, EvalPerplexityArgs, EvalRewardBenchArgs, EvalServerArgs};
 use crate::eval::ifeval::{self, Answerer};
@@ -14,7 +12,7 @@ use crate::eval::reward_bench::{self, RewardBenchSettings};
 use crate::eval::{EvalClient, RequestError};
 use crate::http_client::Target;
 use crate::stdio::results::print;
-use crate::stdio::{Log, ProgressDisplay};
+use crate::stdio::{Log, OutputFile, ProgressDisplay};
 
 /// Interval of the figures beside the bar.
 const REFRESH: Duration = Duration::from_millis(200);
@@ -22,26 +20,27 @@ const REFRESH: Duration = Duration::from_millis(200);
 /// Runs an evaluation, prints its table and writes its JSON file.
 pub fn run(command: &EvalCommand, log: &Log) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (table, json, output) = match command {
+    let output = OutputFile::open("--output", command.output())?;
+    let (table, json) = match command {
         EvalCommand::RewardBench(args) => {
             let report = runtime.block_on(reward_bench(args, log))?;
-            (report.table, report.json, &args.output)
+            (report.table, report.json)
         }
         EvalCommand::IfEval(args) => {
             let report = match &args.responses {
                 Some(responses) => ifeval::score_given(&args.file, responses)?,
                 None => runtime.block_on(ifeval(args, log))?,
             };
-            (report.table, report.json, &args.output)
+            (report.table, report.json)
         }
         EvalCommand::Perplexity(args) => {
             let report = runtime.block_on(perplexity(args, log))?;
-            (report.table, report.json, &args.output)
+            (report.table, report.json)
         }
     };
     print(&table)?;
-    if let Some(path) = output {
-        write(path, &json)?;
+    if let Some(file) = output {
+        file.write(&(serde_json::to_string_pretty(&json)? + "\n"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -111,11 +110,4 @@ impl EvalProgress {
             self.display.show(&line, &line);
         }
     }
-}
-
-fn write(path: &Path, json: &Value) -> anyhow::Result<()> {
-    let text = serde_json::to_string_pretty(json)?;
-    std::fs::write(path, text + "\n").with_context(|| path.display().to_string())?;
-    tracing::info!("wrote {}", path.display());
-    Ok(())
 }

@@ -27,8 +27,8 @@ use crate::simulator::trace::{Trace, TraceEnd};
 use crate::simulator::virtual_time::VirtualTime;
 use crate::simulator::workload::{self, Arrival, Spread, SyntheticWorkload, Workload};
 use crate::simulator::{RequestTimeline, ServerSample, SimulatedDraftModel, SimulatedModel};
-use crate::stdio::Log;
 use crate::stdio::results::print;
+use crate::stdio::{Log, OutputFile};
 
 /// A finished run.
 struct FinishedRun {
@@ -50,6 +50,7 @@ pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
         *draft = hub::directory(draft, Part::Configuration, &log.handle().bars).context("--speculate")?;
     }
     let args = &args;
+    let files = ReportFiles::open(args)?;
     let runs = match &args.replay {
         Some(path) => match recorded(args, path)? {
             Some(runs) => runs,
@@ -57,7 +58,7 @@ pub fn run(mut args: SimulateArgs, log: &Log) -> anyhow::Result<ExitCode> {
         },
         None => simulated(args)?,
     };
-    report(args, &runs)?;
+    report(args, &runs, files)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -360,7 +361,26 @@ fn policy(args: &PolicyArgs, base: Policy) -> Policy {
     }
 }
 
-fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
+/// The files of the reports that are asked for.
+struct ReportFiles {
+    json: Option<OutputFile>,
+    svg: Option<OutputFile>,
+    target_itl_svg: Option<OutputFile>,
+    forecast_svg: Option<OutputFile>,
+}
+
+impl ReportFiles {
+    fn open(args: &SimulateArgs) -> anyhow::Result<Self> {
+        Ok(Self {
+            json: OutputFile::open("--json", args.json.as_deref())?,
+            svg: OutputFile::open("--svg", args.svg.as_deref())?,
+            target_itl_svg: OutputFile::open("--target-itl-svg", args.target_itl_svg.as_deref())?,
+            forecast_svg: OutputFile::open("--forecast-svg", args.forecast_svg.as_deref())?,
+        })
+    }
+}
+
+fn report(args: &SimulateArgs, runs: &[FinishedRun], files: ReportFiles) -> anyhow::Result<()> {
     let slo = Slo { ttft: args.slo_ttft, itl: args.slo_itl };
     let timelines: Vec<Vec<&RequestTimeline>> =
         runs.iter().map(|run| run.timelines.iter().collect()).collect();
@@ -371,31 +391,27 @@ fn report(args: &SimulateArgs, runs: &[FinishedRun]) -> anyhow::Result<()> {
     let names = runs.iter().map(|run| run.name.as_str());
     let named: Vec<(&str, &SimulationReport)> = names.zip(&reports).collect();
     print(&table(&named))?;
-    if let Some(path) = &args.json {
+    if let Some(file) = files.json {
         let all: serde_json::Map<_, _> = named
             .iter()
             .map(|(name, report)| Ok((name.replace(' ', "_"), serde_json::to_value(report)?)))
             .collect::<serde_json::Result<_>>()?;
-        let text = serde_json::to_string_pretty(&all)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        file.write(&(serde_json::to_string_pretty(&all)? + "\n"))?;
     }
-    if let (Some(path), Some(requests)) = (&args.forecast_svg, timelines.first()) {
-        let svg = simulation_plot::forecast_svg(&predicted_and_actual_ttft(requests))?;
-        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
+    if let (Some(file), Some(requests)) = (files.forecast_svg, timelines.first()) {
+        file.write(&simulation_plot::forecast_svg(&predicted_and_actual_ttft(requests))?)?;
     }
-    if let Some(path) = &args.target_itl_svg {
-        let svg = simulation_plot::target_itl_svg(&named)?;
-        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
+    if let Some(file) = files.target_itl_svg {
+        file.write(&simulation_plot::target_itl_svg(&named)?)?;
     }
-    if let Some(path) = &args.svg {
+    if let Some(file) = files.svg {
         let runs = runs.iter().zip(&timelines);
         let runs = runs.map(|(run, timelines)| PlottedRun {
             name: &run.name,
             requests: timelines,
             samples: &run.samples,
         });
-        let svg = simulation_plot::svg(&runs.collect::<Vec<_>>())?;
-        std::fs::write(path, svg).with_context(|| path.display().to_string())?;
+        file.write(&simulation_plot::svg(&runs.collect::<Vec<_>>())?)?;
     }
     Ok(())
 }

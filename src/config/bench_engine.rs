@@ -24,7 +24,10 @@ pub struct BenchThroughputArgs {
     /// Requests, all submitted at once
     #[arg(long, value_name = "N", default_value = "1000", value_parser = at_least_1)]
     pub(crate) num_prompts: usize,
-    /// Tokens and output file.
+    /// Prompt tokens of each request, drawn at random, so that no two prompts share a prefix
+    #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = position_count())]
+    pub(crate) input_len: usize,
+    /// Generated tokens and output file.
     #[command(flatten)]
     pub(crate) lengths: RequestLengths,
 }
@@ -41,17 +44,17 @@ pub struct BenchLatencyArgs {
     /// Untimed batches before them
     #[arg(long, value_name = "N", default_value = "10", value_parser = at_least_0::<usize>)]
     pub(crate) num_iters_warmup: usize,
-    /// Tokens and output file.
+    /// Prompt tokens of each request, drawn at random, so that no two prompts share a prefix
+    #[arg(long, value_name = "TOKENS", default_value = "32", value_parser = position_count())]
+    pub(crate) input_len: usize,
+    /// Generated tokens and output file.
     #[command(flatten)]
     pub(crate) lengths: RequestLengths,
 }
 
-/// Tokens of each request, and where the figures go.
+/// Generated tokens of each request, and where the figures go.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RequestLengths {
-    /// Prompt tokens of each request, drawn at random, so that no two prompts share a prefix
-    #[arg(long, value_name = "TOKENS", default_value = "1024", value_parser = position_count())]
-    pub(crate) input_len: usize,
     /// Generated tokens of each request; no token ends an answer
     #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = position_count())]
     pub(crate) output_len: usize,

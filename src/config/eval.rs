@@ -1,6 +1,6 @@
 //! Arguments of `octant eval`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
@@ -20,6 +20,16 @@ pub enum EvalCommand {
     IfEval(EvalIfEvalArgs),
     /// Compute word and byte perplexity and bits per byte of texts, over rolling windows.
     Perplexity(EvalPerplexityArgs),
+}
+
+impl EvalCommand {
+    /// The JSON file to write.
+    pub(crate) fn output(&self) -> Option<&Path> {
+        let (Self::RewardBench(EvalRewardBenchArgs { output, .. })
+        | Self::IfEval(EvalIfEvalArgs { output, .. })
+        | Self::Perplexity(EvalPerplexityArgs { output, .. })) = self;
+        output.as_deref()
+    }
 }
 
 /// The server of an evaluation.

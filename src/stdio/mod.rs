@@ -9,6 +9,7 @@
 mod descriptor;
 mod filter;
 mod log;
+mod output_file;
 mod progress_bar;
 mod progress_display;
 mod queue;
@@ -18,6 +19,7 @@ mod write;
 pub use filter::LogFilter;
 pub(crate) use log::LogHandle;
 pub use log::{Log, LogFormat};
+pub(crate) use output_file::OutputFile;
 pub(crate) use progress_bar::ProgressBars;
 pub(crate) use progress_display::ProgressDisplay;
 pub use results::closed_by_reader;

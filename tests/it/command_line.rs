@@ -7,6 +7,7 @@ mod draft_model;
 mod flags;
 mod interrupt;
 mod models;
+mod output_files;
 mod scores;
 
 use std::ffi::OsString;
