@@ -10,6 +10,7 @@ mod linear;
 mod matrix_builder;
 pub mod model;
 mod prompt_logprobs;
+mod random_requests;
 mod random_weights;
 pub mod reward;
 mod rows;
