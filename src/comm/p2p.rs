@@ -248,6 +248,8 @@ impl BenchProduct {
 }
 
 impl Communicator<Cuda> for P2p {
+    const RUNS_BESIDE: bool = true;
+
     fn register(&self, buffers: GroupBuffers<'_, Cuda>) -> Result<(), DeviceError> {
         self.share(buffers.floats, buffers.acts)
     }

@@ -47,8 +47,9 @@ impl ServeArgs {
             if ranks == 1 {
                 return wrong(flag, "expected --tensor-parallel-size of at least 2, got 1".to_owned());
             }
-            if communicator == CommunicatorName::Nccl {
-                return wrong(flag, "expected --communicator p2p, got nccl".to_owned());
+            // cuBLASLt takes an algorithm by the number of rows, and leaves no multiprocessors to sums.
+            if !deterministic {
+                return wrong(flag, "expected --deterministic true, got false".to_owned());
             }
         }
         if given("admin_host") && self.network.admin_port.is_none() {

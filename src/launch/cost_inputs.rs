@@ -107,6 +107,11 @@ impl CostInputs {
             args.two_batch_tokens.is_none() || ranks > 1,
             "--two-batch-tokens: expected --tp of at least 2, got {ranks}"
         );
+        let deterministic = args.deterministic.unwrap_or(deterministic);
+        anyhow::ensure!(
+            args.two_batch_tokens.is_none() || deterministic,
+            "--two-batch-tokens: expected --deterministic true, got false"
+        );
         let draft = match (&args.speculate, field("draft_config")) {
             (Some(Speculate::Draft(dir)), _) => Some(ModelConfig::from_dir(dir).context("--speculate")?),
             (None, Some(text)) => {
@@ -122,7 +127,7 @@ impl CostInputs {
             ranks,
             precision,
             kv: args.kv.map_or_else(|| parsed(field("kv"), SimulationArgs::KV), Ok)?,
-            deterministic: args.deterministic.unwrap_or(deterministic),
+            deterministic,
             two_batch_tokens: args.two_batch_tokens.or(two_batch_tokens),
         })
     }

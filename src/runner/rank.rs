@@ -160,6 +160,7 @@ fn pin_to(processors: &[usize]) {
 impl<D: Device, C: Communicator<D>> RankWorker<D, C> {
     fn new(parts: RankParts<D, C>, place: RankPlace) -> Result<Self, DeviceError> {
         let (rows, slots) = (parts.max_num_batched_tokens, parts.max_num_seqs);
+        assert!(parts.two_batch_tokens.is_none() || C::RUNS_BESIDE, "this group adds on one stream only");
         let limits = Limits { rows, slots, vocab: parts.vocab, two_batch_tokens: parts.two_batch_tokens };
         let decoder = Decoder::new(&parts.device, parts.model, parts.cache, limits)?;
         let (mut draft, mut draft_links) = (None, None);

@@ -129,12 +129,12 @@ fn an_invalid_setting_names_its_flag() {
     let model = tiny();
     let unknown = file("max-model-length = 5\n");
     let two_batches = ["--model", &model, "--two-batch-tokens", "768", "--device", "cuda"];
-    let nccl = ["--tp", "2", "--communicator", "nccl", "--deterministic", "false"];
+    let library = ["--tp", "2", "--deterministic", "false"];
     let cases: [(&[&str], &[&str]); 19] = [
         (&["--model", &model, "--two-batch-tokens", "0"], &["--two-batch-tokens", "at least 1", "0"]),
         (&two_batches[..4], &["--two-batch-tokens", "--device cuda or simulate", "cpu"]),
         (&two_batches, &["--two-batch-tokens", "--tensor-parallel-size of at least 2, got 1"]),
-        (&[&two_batches[..], &nccl].concat(), &["--two-batch-tokens", "--communicator p2p", "nccl"]),
+        (&[&two_batches[..], &library].concat(), &["--two-batch-tokens", "--deterministic true, got false"]),
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
         (
             &["--model", &model, "--device", "cuda", "--gpus", "0,1"],

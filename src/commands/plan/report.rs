@@ -141,6 +141,10 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         "--two-batch-tokens: expected --tp of at least 2, got {}",
         args.tp
     );
+    ensure!(
+        args.two_batch_tokens.is_none() || args.deterministic,
+        "--two-batch-tokens: expected --deterministic true, got false"
+    );
     let precision = args.quantization;
     let draft = draft(args, &model)?;
     let lists = Lists::new(args, model.max_positions)?;

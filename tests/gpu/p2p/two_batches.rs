@@ -21,6 +21,9 @@ struct Counted<C> {
 }
 
 impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
+    const CAPTURES: bool = C::CAPTURES;
+    const RUNS_BESIDE: bool = C::RUNS_BESIDE;
+
     fn register(&self, buffers: GroupBuffers<'_, Cuda>) -> Result<(), DeviceError> {
         self.comm.register(buffers)
     }
@@ -58,7 +61,7 @@ impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
 /// Answers to eight prompts, which take two full steps; the first are answered meanwhile.
 fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
     let ask = |index: u32| Request {
-        prompt: (0..90 + index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
+        prompt: (0..114 + index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
         sampling: Arc::new(SamplingParams {
             temperature: (index % 2) as f32,
             seed: u64::from(index),
@@ -73,7 +76,7 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
     block_on(futures_util::future::join_all(all))
 }
 
-const STEP_TOKENS: usize = 384;
+const STEP_TOKENS: usize = 512;
 
 #[test]
 fn two_batches_have_the_bits_of_one() {
@@ -81,8 +84,9 @@ fn two_batches_have_the_bits_of_one() {
     let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
     let one = Steps { most_tokens: STEP_TOKENS, ..Steps::default() };
     let expected = answers(&engine_with(&dir, dev::ranks(2), Local::group(2, TIMEOUT), one));
-    // On the host, the first rank runs sums at once and the second as late as possible.
-    for one_shot in [0, STEP_TOKENS] {
+    // On the host, the first rank runs sums at once and the second as late as possible. The second batch has
+    // fewer rows than the first in some steps, and is then added in one shot beside two shots of the first.
+    for one_shot in [0, 240, STEP_TOKENS] {
         let devices = dev::ranks(2);
         let largest = Message { rows: STEP_TOKENS, cols: hidden, ..LARGEST };
         let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(one_shot)).unwrap();
@@ -90,8 +94,26 @@ fn two_batches_have_the_bits_of_one() {
         let group = group.into_iter().map(|comm| Counted { comm, rows: Arc::clone(&rows) }).collect();
         let two = Steps { most_tokens: STEP_TOKENS, two_batch_tokens: Some(300), drafts: Vec::new() };
         assert!(answers(&engine_with(&dir, devices, group, two)) == expected, "one-shot to {one_shot}");
-        // Steps of 300 tokens and more are divided, the fullest after 256.
+        // Steps of 300 tokens and more are divided, after 256.
         let rows = rows.lock().unwrap();
-        assert!(rows.contains(&256) && rows.iter().all(|rows| *rows < 300), "{rows:?}");
+        let is_between = |rows: &usize| (128..240).contains(rows);
+        assert!(rows.contains(&256) && rows.iter().any(is_between), "{rows:?}");
+        assert!(rows.iter().all(|rows| *rows < 300), "{rows:?}");
     }
+}
+
+/// Ranks that share a GPU start no kernel before the one before it has ended. A rank that has its GPU to
+/// itself does, also products that run beside sums.
+#[test]
+fn two_batches_of_one_rank_have_the_bits_of_one_batch() {
+    let dir = fixture("wide");
+    let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+    let largest = Message { rows: STEP_TOKENS, cols: hidden, ..LARGEST };
+    let answers = |two_batch_tokens| {
+        let devices = dev::ranks(1);
+        let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(0)).unwrap();
+        let steps = Steps { most_tokens: STEP_TOKENS, two_batch_tokens, drafts: Vec::new() };
+        answers(&engine_with(&dir, devices, group, steps))
+    };
+    assert!(answers(Some(300)) == answers(None));
 }

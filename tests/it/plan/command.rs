@@ -233,8 +233,12 @@ fn every_figure_shows_its_source() {
 
 #[test]
 fn an_invalid_argument_names_its_flag() {
-    let cases: [(&[&str], &[&str]); 11] = [
+    let cases: [(&[&str], &[&str]); 12] = [
         (&["--two-batch-tokens", "768"], &["--two-batch-tokens", "--tp of at least 2, got 1"]),
+        (
+            &["--tp", "8", "--two-batch-tokens", "768", "--deterministic", "false"],
+            &["--two-batch-tokens", "--deterministic true, got false"],
+        ),
         (&["--gpu-memory-utilization", "90"], &["--gpu-memory-utilization", "at most 1, got `90`"]),
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
         (&["--tp", "9"], &["--tp", "9"]),

@@ -225,8 +225,9 @@ impl Backend for Gpu {
         Ok(Box::new(PinnedCopy { pinned, context: self.context.clone(), stream: self.stream.clone() }))
     }
 
-    /// Kernels of one stream may start before the kernel before them has ended, and wait for it themselves
-    /// ("programmatic dependent launch"), also in a captured graph.
+    /// Kernels of the first stream may start before the kernel before them has ended, and wait for it
+    /// themselves ("programmatic dependent launch"), also in a captured graph. Those of the second stream
+    /// start when they can run: a kernel that waits there would take multiprocessors from products.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
         let op = launch.kernel;
         let kernel = self.kernels.get(op).ok_or_else(|| error(op, "this binary has no such kernel"))?;
@@ -234,7 +235,7 @@ impl Backend for Gpu {
         let is_second = self.second.takes_launches.load(Ordering::Relaxed);
         let stream = if is_second { &self.second.stream } else { &self.stream };
         let [x, y, z] = launch.grid.map(|n| n as u32);
-        let overlaps = i32::from(!self.is_shared.load(Ordering::Relaxed));
+        let overlaps = i32::from(!is_second && !self.is_shared.load(Ordering::Relaxed));
         let mut attribute = sys::CUlaunchAttribute {
             id: CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],
@@ -313,9 +314,9 @@ impl Backend for Gpu {
 #[derive(Debug)]
 struct SecondStream {
     stream: Arc<CudaStream>,
-    /// All work of the first stream that precedes a part.
+    /// Recorded on the first stream before each part, whose launches wait for it.
     begun: CudaEvent,
-    /// The last of each part.
+    /// Recorded after the last launch of each part; the first stream waits for it.
     parts: [CudaEvent; 2],
     /// Whether launches are for this stream. All come from one thread.
     takes_launches: AtomicBool,
