@@ -7,6 +7,9 @@ take turns: only one of them has requests at a time. Their answers are compared:
     python3 scripts/speculation.py DIR [--speculate ngram,DRAFT_DIR] [--octant FILE] [--json FILE]
                                        [-- FLAGS OF ALL SERVERS]
 
+With one request at once, "most" is the ratio that the counted drafts would have with the step times that the
+server measured at its start, if nothing but decode steps took time.
+
 On a machine that is not quiet, `--cpu-time` with `-- --threads 1` gives tokens per second of the server's CPU
 time.
 """
@@ -103,9 +106,10 @@ def tasks():
 class Server:
     cpu_time = False
 
-    def __init__(self, octant, directory, flags):
+    def __init__(self, octant, directory, method, flags):
+        self.method = method
         command = [octant, "serve", directory, "--port", "0", "--served-model-name", "m",
-                   "--stop-with-stdin", "true", *flags]
+                   "--stop-with-stdin", "true", "--speculate", method, *flags]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -131,11 +135,32 @@ class Server:
         return reply["choices"][0]["message"]["content"], reply["usage"]["completion_tokens"]
 
     def drafts(self):
-        """Drafts fed and drafts accepted."""
+        """Drafts fed, drafts accepted, and rows that had drafts."""
         text = urllib.request.urlopen(self.url + "/metrics").read().decode()
-        names = ["num_draft_tokens_total", "num_accepted_tokens_total"]
+        names = ["num_draft_tokens_total", "num_accepted_tokens_total", "num_drafts_total"]
         found = [re.search(rf"^vllm:spec_decode_{name}{{.*}} (\S+)", text, re.M) for name in names]
         return [float(match.group(1)) for match in found]
+
+    def seconds(self, of):
+        """Seconds that the server measured at its start, by number of rows: of a `step`, or of a `pass` of
+        the draft model."""
+        found = re.search(rf"milliseconds of a {of}[^:]*: (.*)", "".join(self.log))
+        pairs = [pair.split() for pair in found.group(1).split(", ")]
+        return {int(rows): float(milliseconds) / 1e3 for rows, milliseconds in pairs}
+
+    def most(self, tokens, fed, accepted, drafted):
+        """How many times as many tokens per second these drafts allow: `tokens` come from steps of one
+        sequence, of which `drafted` fed `fed` drafts together, or none of them."""
+        step = self.seconds("step")
+        if not drafted:
+            return 1
+        rows = 1 + fed / drafted
+        few = max(count for count in step if count <= rows)
+        many = min((count for count in step if count >= rows), default=few)
+        share = (rows - few) / (many - few) if many > few else 0
+        with_drafts = step[few] + share * (step[many] - step[few])
+        passes = 0 if self.method == "ngram" else fed * self.seconds("pass")[1]
+        return tokens * step[1] / ((tokens - accepted - drafted) * step[1] + drafted * with_drafts + passes)
 
     def clock(self):
         """Seconds: of the wall, or of the server's CPU time."""
@@ -146,14 +171,15 @@ class Server:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def run(self, bodies, at_once):
-        """Texts, tokens per second, and the drafts of the run."""
+        """Texts, their tokens, tokens per second, and the drafts of the run."""
         before = self.drafts()
         begin = self.clock()
         with ThreadPoolExecutor(at_once) as pool:
             answers = list(pool.map(self.answer, bodies))
         took = self.clock() - begin
-        fed, accepted = (after - before for after, before in zip(self.drafts(), before))
-        return [text for text, _ in answers], sum(tokens for _, tokens in answers) / took, fed, accepted
+        drafts = [after - before for after, before in zip(self.drafts(), before)]
+        tokens = sum(tokens for _, tokens in answers)
+        return [text for text, _ in answers], tokens, tokens / took, drafts
 
 
 def main():
@@ -173,14 +199,12 @@ def main():
         own, flags = own[:own.index("--")], own[own.index("--") + 1:]
     args = parser.parse_args(own)
     Server.cpu_time = args.cpu_time
-    plain = Server(args.octant, args.directory, flags)
-    methods = args.speculate.split(",")
-    drafting = [Server(args.octant, args.directory, ["--speculate", method, *flags])
-                for method in methods]
+    plain = Server(args.octant, args.directory, "off", flags)
+    drafting = [Server(args.octant, args.directory, method, flags) for method in args.speculate.split(",")]
     servers = [plain, *drafting]
     rows = []
-    print("| task | requests at once | drafts | off, tokens/s | with, tokens/s | ratio | drafts accepted |")
-    print("|---|---|---|---|---|---|---|")
+    print("| task | requests at once | drafts | off, tokens/s | with, tokens/s | ratio | most | accepted |")
+    print("|---|---|---|---|---|---|---|---|")
     for task, bodies in tasks().items():
         if args.tasks and task not in args.tasks.split(";"):
             continue
@@ -188,26 +212,33 @@ def main():
         for at_once in map(int, args.at_once.split(",")):
             several = bodies * max(1, at_once // len(bodies))
             rates = {server: [] for server in servers}
-            counts = {server: [0, 0] for server in servers}
+            counts = {server: [0, 0, 0] for server in servers}
+            generated = 0
             texts = {}
             for turn in range(args.rounds + 1):
                 for server in servers if turn % 2 else reversed(servers):
-                    texts[server], rate, *drafts = server.run(several, at_once)
+                    texts[server], tokens, rate, drafts = server.run(several, at_once)
                     # The first turn fills the prefix cache.
                     if turn > 0:
                         rates[server].append(rate)
                         counts[server] = [sum(pair) for pair in zip(counts[server], drafts)]
-            for method, server in zip(methods, drafting):
+                # All servers generate the same. An answer's first token comes from the step of its prompt.
+                generated += (tokens - len(several)) * (turn > 0)
+            for server in drafting:
+                method = server.method
                 assert texts[plain] == texts[server], f"{task}: the answers differ with {method}"
                 off, drafted = (statistics.median(rates[of]) for of in (plain, server))
                 ratio = statistics.median(b / a for a, b in zip(rates[plain], rates[server]))
-                fed, accepted = counts[server]
+                fed, accepted, with_drafts = counts[server]
+                most = server.most(generated, fed, accepted, with_drafts) if at_once == 1 else None
                 share = accepted / fed if fed else 0
                 name = method if method == "ngram" else "model"
-                print(f"| {task} | {at_once} | {name} | {off:.0f} | {drafted:.0f} | {ratio:.2f} | "
+                shown = f"{most:.2f}" if most else ""
+                print(f"| {task} | {at_once} | {name} | {off:.0f} | {drafted:.0f} | {ratio:.2f} | {shown} | "
                       f"{accepted:.0f} of {fed:.0f} ({100 * share:.0f} %) |", flush=True)
                 rows.append({"task": task, "at_once": at_once, "method": method, "off": rates[plain],
-                             "with": rates[server], "ratio": ratio, "fed": fed, "accepted": accepted})
+                             "with": rates[server], "ratio": ratio, "most": most, "fed": fed,
+                             "accepted": accepted})
     for server in servers:
         server.process.stdin.close()
         server.process.wait()
