@@ -214,7 +214,8 @@ def page(kernels: list[Kernel], compiler: str, disassembler: str) -> str:
     lines = ["# Instructions of the kernels", ""]
     lines += [f"Written by `scripts/sass_counts.py`: nvcc {compiler} for sm_90a, nvdisasm {disassembler}."]
     lines += ["`compiled.txt` has registers, shared memory and products, which the build checks."]
-    lines += ["`README.md` has the arithmetic. Counts are of the whole kernel, each loop once.", ""]
+    lines += ["`README.md` has the arithmetic. Counts are of the whole kernel, each loop once. Kernels of"]
+    lines += ["benchmarks alone (`random_weights`, `stream_read`) are left out.", ""]
     lines += ["| kernel | all | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
     kernels = sorted(kernels, key=lambda kernel: kernel.name)
     lines += [kernel.row() for kernel in kernels if kernel.name not in OTHERS]
