@@ -149,8 +149,9 @@ class Server:
         return {int(rows): float(milliseconds) / 1e3 for rows, milliseconds in pairs}
 
     def most(self, tokens, fed, accepted, drafted):
-        """How many times as many tokens per second these drafts allow: `tokens` come from steps of one
-        sequence, of which `drafted` fed `fed` drafts together, or none of them."""
+        """The ratio of tokens per second that these drafts allow at most. `drafted` steps fed `fed` drafts in
+        all, of which `accepted` were accepted; the other steps had one row. All steps gave `tokens` tokens.
+        Steps with drafts are taken to have had equally many, the best case."""
         step = self.seconds("step")
         if not drafted:
             return 1

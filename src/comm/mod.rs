@@ -23,8 +23,8 @@ use crate::device::{ActQuant, Device, DeviceError, Floats, Norm};
 pub trait Communicator<D: Device>: Send + 'static {
     /// Whether operations are launches on the device only, so that a device can capture them.
     const CAPTURES: bool = true;
-    /// Whether [`Communicator::reduce_norm`] launches kernels of the device only, which [`Device::beside`] puts
-    /// on the second stream.
+    /// Whether [`Communicator::reduce_norm`] only launches kernels of the device, which [`Device::beside`]
+    /// puts on the second stream.
     const RUNS_BESIDE: bool = false;
 
     /// Registers this rank's buffers that operations take, and returns when every rank has done so. Called

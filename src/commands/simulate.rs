@@ -246,6 +246,13 @@ fn scheduler_config(
     let max_num_seqs = max_num_seqs.unwrap_or(SchedulingArgs::MAX_NUM_SEQS);
     let max_num_batched_tokens = args.max_num_batched_tokens.or(r.map(|c| c.max_num_batched_tokens));
     let max_num_batched_tokens = max_num_batched_tokens.unwrap_or(SchedulingArgs::MAX_NUM_BATCHED_TOKENS);
+    if let Some(tokens) = args.two_batch_tokens {
+        let most = max_num_batched_tokens;
+        ensure!(
+            tokens <= most,
+            "--two-batch-tokens: expected at most --max-num-batched-tokens, {most}, got {tokens}"
+        );
+    }
     let limit = model.max_positions;
     let max_model_len = args.max_model_len.or(r.map(|c| c.max_model_len)).unwrap_or(limit);
     ensure!(

@@ -75,8 +75,8 @@ pub(crate) struct DeviceArgs {
     )]
     pub(crate) deterministic: bool,
     /// Compute steps of at least this many tokens as two batches, so that the GPUs add the results of one
-    /// while they compute the other. Changes no bit. With --communicator p2p and --deterministic true only
-    /// [default: one batch]
+    /// while they compute the other. Changes no bit. Steps of fewer than 256 tokens are always one batch.
+    /// With --deterministic true only [default: one batch]
     #[arg(long, env = "OCTANT_TWO_BATCH_TOKENS", value_name = "TOKENS", value_parser = at_least_1)]
     pub(crate) two_batch_tokens: Option<usize>,
 }

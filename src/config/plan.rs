@@ -77,7 +77,8 @@ pub struct PlanArgs {
     /// rows
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
     pub(crate) deterministic: bool,
-    /// Compute steps of at least this many tokens as two batches [default: one batch]
+    /// Compute steps of at least this many tokens as two batches. With --deterministic true only
+    /// [default: one batch]
     #[arg(long, value_name = "TOKENS", value_parser = position_count())]
     pub(crate) two_batch_tokens: Option<usize>,
     /// Decode batch sizes, separated by commas

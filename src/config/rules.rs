@@ -39,7 +39,7 @@ impl ServeArgs {
             let message = "nccl adds in an order that varies; expected --deterministic false with it";
             return wrong("--communicator", message.to_owned());
         }
-        if self.device.two_batch_tokens.is_some() {
+        if let Some(tokens) = self.device.two_batch_tokens {
             let flag = "--two-batch-tokens";
             if device == DeviceName::Cpu {
                 return wrong(flag, "expected --device cuda or simulate, got cpu".to_owned());
@@ -47,9 +47,17 @@ impl ServeArgs {
             if ranks == 1 {
                 return wrong(flag, "expected --tensor-parallel-size of at least 2, got 1".to_owned());
             }
-            // cuBLASLt takes an algorithm by the number of rows, and leaves no multiprocessors to sums.
+            // cuBLASLt chooses its algorithm by the number of rows, so bits would change, and leaves no
+            // multiprocessors free for sums. NCCL needs --deterministic false.
             if !deterministic {
-                return wrong(flag, "expected --deterministic true, got false".to_owned());
+                let message =
+                    "expected --deterministic true and --communicator p2p, got --deterministic false";
+                return wrong(flag, message.to_owned());
+            }
+            let most = self.scheduling.max_num_batched_tokens;
+            if tokens > most {
+                let message = format!("expected at most --max-num-batched-tokens, {most}, got {tokens}");
+                return wrong(flag, message);
             }
         }
         if given("admin_host") && self.network.admin_port.is_none() {

@@ -182,7 +182,8 @@ pub struct SimulateArgs {
         )
     )]
     pub(crate) deterministic: Option<bool>,
-    /// Compute steps of at least this many tokens as two batches [default: as recorded, else one batch]
+    /// Compute steps of at least this many tokens as two batches. With --deterministic true only [default: as
+    /// recorded, else one batch]
     #[arg(long, value_name = "TOKENS", value_parser = at_least_1)]
     pub(crate) two_batch_tokens: Option<usize>,
 

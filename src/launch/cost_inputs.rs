@@ -128,7 +128,11 @@ impl CostInputs {
             precision,
             kv: args.kv.map_or_else(|| parsed(field("kv"), SimulationArgs::KV), Ok)?,
             deterministic,
-            two_batch_tokens: args.two_batch_tokens.or(two_batch_tokens),
+            // A recorded setting does not hold for other ranks or products that have no two batches.
+            two_batch_tokens: args
+                .two_batch_tokens
+                .or(two_batch_tokens)
+                .filter(|_| ranks > 1 && deterministic),
         })
     }
 

@@ -6,8 +6,8 @@ use super::batch::Batch;
 use crate::device::{Device, DeviceError, Segment, StepCapacity, StepInputs, Token};
 
 /// The first batch has a multiple of this number of rows: those that a block of a product computes at a time.
-/// The second has at least as many. A product of fewer would take the time to read all weights, on all
-/// multiprocessors.
+/// The second batch has at least this many rows too: a product of fewer would still take the time to read all
+/// weights.
 const ROWS: usize = 128;
 
 /// The second batch of steps with at least a number of tokens.
@@ -17,9 +17,9 @@ pub(super) struct SecondBatch<D: Device> {
     least_tokens: usize,
 }
 
-/// The rows of both batches of a step of `rows` rows; `None` if one batch computes it, because the second one
-/// would be small. The first `sampled` rows may have tokens that were sampled last, which only the first batch
-/// has.
+/// The rows of both batches of a step of `rows` rows; `None` if one batch computes it, because the second
+/// one would be small. The first `sampled` rows may have tokens that were sampled last, which only the first
+/// batch has.
 pub(crate) fn batch_rows(rows: usize, sampled: usize) -> Option<[usize; 2]> {
     let first = (rows - second_rows(rows)).max(sampled).next_multiple_of(ROWS);
     (first + ROWS <= rows).then(|| [first, rows - first])

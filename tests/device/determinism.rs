@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use octant::engine::{EngineHandle, SchedulerConfig, SubmitOptions};
+use octant::engine::{EngineHandle, SchedulerConfig, SubmitOptions, UpdateStream};
 use octant::grammar::{Grammar, GrammarCompiler, GrammarSource, TokenRules, Vocabulary};
 use octant::request::{Request, SamplingParams, TokenLogprob};
 
@@ -23,8 +23,12 @@ pub fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 /// Submits a request and collects its tokens.
 pub async fn answer(engine: &EngineHandle, request: Request) -> Answer {
-    let mut stream =
-        engine.enter(1).unwrap().submit(vec![request], SubmitOptions::default()).await.unwrap().remove(0);
+    let streams = engine.enter(1).unwrap().submit(vec![request], SubmitOptions::default()).await;
+    read(streams.unwrap().remove(0)).await
+}
+
+/// Collects the tokens of a request.
+pub async fn read(mut stream: UpdateStream) -> Answer {
     let mut answer = Vec::new();
     loop {
         let update = stream.next().await;

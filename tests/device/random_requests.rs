@@ -1,8 +1,8 @@
-//! Random requests with every sampling field, which arrive and are cancelled at random times, in KV caches
-//! small enough to force preemption, with drafts of each kind: each has the bits that it has alone without
+//! Random requests with every sampling field. They arrive and are cancelled at random times, in KV caches
+//! small enough to force preemption, with drafts of each kind. Each has the bits that it has alone without
 //! drafts.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -199,12 +199,11 @@ fn random_requests_have_the_bits_of_each_alone() {
         println!("skipped: random traces take too long on this device");
         return;
     }
-    let (preemptions, accepted, rejected, left) = (Cell::new(0), Cell::new(0), Cell::new(0), Cell::new(0));
-    let mut runner = TestRunner::new(ProptestConfig {
-        cases: 60,
-        source_file: Some(file!()),
-        ..ProptestConfig::default()
-    });
+    let (preemptions, left) = (Cell::new(0), Cell::new(0));
+    // Drafts that were accepted and rejected, of each kind.
+    let drafts = RefCell::new([(0, 0); 4]);
+    let mut runner =
+        TestRunner::new(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() });
     let tested = runner.run(&any_trace(), |trace| {
         let (answers, handle) = play(&trace);
         for (i, (got, expected)) in answers.into_iter().zip(alone(&trace)).enumerate() {
@@ -219,11 +218,15 @@ fn random_requests_have_the_bits_of_each_alone() {
         }
         let counts = handle.stats().counts;
         preemptions.set(preemptions.get() + counts.preemptions);
-        accepted.set(accepted.get() + counts.speculation.all_accepted());
-        rejected.set(rejected.get() + counts.speculation.drafts - counts.speculation.all_accepted());
+        let accepted = counts.speculation.all_accepted();
+        let sums = &mut drafts.borrow_mut()[trace.drafts as usize];
+        *sums = (sums.0 + accepted, sums.1 + counts.speculation.drafts - accepted);
         Ok(())
     });
     tested.unwrap();
-    let counts = [preemptions.get(), accepted.get(), rejected.get(), left.get()];
-    assert!(counts.iter().all(|count| *count > 10), "[preemptions, accepted, rejected, left] {counts:?}");
+    let (preemptions, left, [_, lookup, copy, other]) = (preemptions.get(), left.get(), drafts.into_inner());
+    println!("{preemptions} preemptions, {left} left, accepted and rejected: {lookup:?} {copy:?} {other:?}");
+    assert!(preemptions > 3 && left > 10, "{preemptions} preemptions, {left} left");
+    // A sampled token that a lookup expects is rare in these models.
+    assert!(lookup.0 > 0 && lookup.1 > 0 && copy.0 > 10 && other.1 > 10, "{lookup:?} {copy:?} {other:?}");
 }

@@ -171,11 +171,12 @@ fn greedy_answers_are_equal_up_to_the_first_near_tie() {
     assert!(compared > most / 5, "only {compared} of {most} tokens were equal before near-ties");
 }
 
+/// The kernels on the host take minutes for the text, so this runs there only with `OCTANT_WHOLE_TEXTS=1`.
 #[test]
 fn fp8_changes_perplexity_by_less_than_2_percent() {
     let Some(dir) = demo() else { return };
-    if !dev::FAST {
-        println!("skipped: a whole text takes too long on this device");
+    if !dev::FAST && std::env::var_os("OCTANT_WHOLE_TEXTS").is_none_or(|value| value != "1") {
+        println!("skipped: a whole text takes minutes on this device; OCTANT_WHOLE_TEXTS=1 scores it");
         return;
     }
     let reference = reference();

@@ -130,11 +130,16 @@ fn an_invalid_setting_names_its_flag() {
     let unknown = file("max-model-length = 5\n");
     let two_batches = ["--model", &model, "--two-batch-tokens", "768", "--device", "cuda"];
     let library = ["--tp", "2", "--deterministic", "false"];
-    let cases: [(&[&str], &[&str]); 19] = [
+    let small = ["--tp", "2", "--max-num-batched-tokens", "512"];
+    let cases: [(&[&str], &[&str]); 20] = [
         (&["--model", &model, "--two-batch-tokens", "0"], &["--two-batch-tokens", "at least 1", "0"]),
         (&two_batches[..4], &["--two-batch-tokens", "--device cuda or simulate", "cpu"]),
         (&two_batches, &["--two-batch-tokens", "--tensor-parallel-size of at least 2, got 1"]),
-        (&[&two_batches[..], &library].concat(), &["--two-batch-tokens", "--deterministic true, got false"]),
+        (
+            &[&two_batches[..], &library].concat(),
+            &["--two-batch-tokens", "--deterministic true and --communicator p2p"],
+        ),
+        (&[&two_batches[..], &small].concat(), &["--two-batch-tokens", "at most", "512, got 768"]),
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),
         (
             &["--model", &model, "--device", "cuda", "--gpus", "0,1"],

@@ -145,6 +145,13 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
         args.two_batch_tokens.is_none() || args.deterministic,
         "--two-batch-tokens: expected --deterministic true, got false"
     );
+    let most = args.max_num_batched_tokens;
+    if let Some(tokens) = args.two_batch_tokens {
+        ensure!(
+            tokens <= most,
+            "--two-batch-tokens: expected at most --max-num-batched-tokens, {most}, got {tokens}"
+        );
+    }
     let precision = args.quantization;
     let draft = draft(args, &model)?;
     let lists = Lists::new(args, model.max_positions)?;

@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex};
 use octant::comm::{Communicator, GroupBuffers, Local, Message, OneShotRows, P2p, ResidualUpdate};
 use octant::device::cuda::{Acts, Cuda, Floats, Matrix};
 use octant::device::{ActQuant, DeviceError, Norm};
-use octant::engine::{EngineHandle, EngineThread};
+use octant::engine::{EngineHandle, EngineThread, SubmitOptions};
 use octant::model::ModelConfig;
 use octant::request::{Request, SamplingParams, StopRules};
 
 use super::{LARGEST, Steps, TIMEOUT, engine_with};
 use crate::dev;
-use crate::device::determinism::{Answer, answer, block_on};
+use crate::device::determinism::{Answer, block_on, read};
 use crate::device::model::fixture;
 
 /// A communicator that keeps the number of rows of each sum.
@@ -72,11 +72,22 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         reward: false,
         ..Request::score(&[1])
     };
-    let all = (0..8).map(|index| answer(&engine.0, ask(index)));
-    block_on(futures_util::future::join_all(all))
+    block_on(async {
+        // The engine takes all of them before its first step.
+        let permit = engine.0.enter(8).unwrap();
+        let streams = permit.submit((0..8).map(ask).collect(), SubmitOptions::default()).await.unwrap();
+        futures_util::future::join_all(streams.into_iter().map(read)).await
+    })
+}
+
+/// A group that counts the rows of sums in `rows`.
+fn counted(group: Vec<P2p>, rows: &Arc<Mutex<Vec<usize>>>) -> Vec<Counted<P2p>> {
+    group.into_iter().map(|comm| Counted { comm, rows: Arc::clone(rows) }).collect()
 }
 
 const STEP_TOKENS: usize = 512;
+/// Tokens of the smallest step that is divided.
+const LEAST: usize = 384;
 
 #[test]
 fn two_batches_have_the_bits_of_one() {
@@ -91,14 +102,14 @@ fn two_batches_have_the_bits_of_one() {
         let largest = Message { rows: STEP_TOKENS, cols: hidden, ..LARGEST };
         let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(one_shot)).unwrap();
         let rows: Arc<Mutex<Vec<usize>>> = Arc::default();
-        let group = group.into_iter().map(|comm| Counted { comm, rows: Arc::clone(&rows) }).collect();
-        let two = Steps { most_tokens: STEP_TOKENS, two_batch_tokens: Some(300), drafts: Vec::new() };
+        let group = counted(group, &rows);
+        let two = Steps { most_tokens: STEP_TOKENS, two_batch_tokens: Some(LEAST), drafts: Vec::new() };
         assert!(answers(&engine_with(&dir, devices, group, two)) == expected, "one-shot to {one_shot}");
-        // Steps of 300 tokens and more are divided, after 256.
+        // Steps of at least 384 tokens are divided after row 256.
         let rows = rows.lock().unwrap();
         let is_between = |rows: &usize| (128..240).contains(rows);
         assert!(rows.contains(&256) && rows.iter().any(is_between), "{rows:?}");
-        assert!(rows.iter().all(|rows| *rows < 300), "{rows:?}");
+        assert!(rows.iter().all(|rows| *rows < LEAST), "{rows:?}");
     }
 }
 
@@ -112,8 +123,13 @@ fn two_batches_of_one_rank_have_the_bits_of_one_batch() {
     let answers = |two_batch_tokens| {
         let devices = dev::ranks(1);
         let group = P2p::group(&devices, TIMEOUT, largest, OneShotRows::Fixed(0)).unwrap();
+        let rows: Arc<Mutex<Vec<usize>>> = Arc::default();
         let steps = Steps { most_tokens: STEP_TOKENS, two_batch_tokens, drafts: Vec::new() };
-        answers(&engine_with(&dir, devices, group, steps))
+        let answers = answers(&engine_with(&dir, devices, counted(group, &rows), steps));
+        let most = rows.lock().unwrap().iter().copied().max();
+        (answers, most)
     };
-    assert!(answers(Some(300)) == answers(None));
+    let (one, two) = (answers(None), answers(Some(LEAST)));
+    assert!(one.0 == two.0);
+    assert_eq!((one.1, two.1), (Some(STEP_TOKENS), Some(256)));
 }

@@ -39,6 +39,9 @@ fn a_command_that_fails_leaves_its_files_as_they_were() {
     let command = ["bench", "serving", "--url", "http://127.0.0.1:9", "--rate", "1", "--requests", "1"];
     error_of(&octant(&[&command[..], &files].concat(), &[]), 1);
     assert!(!new.exists());
+    let to_a_device = ["--json", "/dev/null"];
+    error_of(&octant(&[&command[..], &to_a_device].concat(), &[]), 1);
+    assert!(std::path::Path::new("/dev/null").exists());
     assert_eq!(std::fs::read_to_string(&old).unwrap(), "a plot");
 }
 

@@ -185,7 +185,7 @@ fn every_setting_changes_the_plan() {
     // The driver's context is no part of the memory that is free when a server starts.
     let smaller = differs(&["--gpu-memory-utilization", "0.8"], "/kv/0/blocks");
     assert_eq!(smaller["available"], (((81_559_u64 << 20) - 600_000_000) as f64 * 0.8) as u64);
-    differs(&["--two-batch-tokens", "768"], "/kv/0/blocks");
+    differs(&["--two-batch-tokens", "512"], "/kv/0/blocks");
     differs(&["--quantization", "none"], "/kv/0/decode/0/terms/products");
     // By the counts cuBLASLt is not faster for any product of this model; it takes scratch memory.
     let long = ["--tp", "8", "--max-num-batched-tokens", "2048"];
@@ -233,12 +233,13 @@ fn every_figure_shows_its_source() {
 
 #[test]
 fn an_invalid_argument_names_its_flag() {
-    let cases: [(&[&str], &[&str]); 12] = [
+    let cases: [(&[&str], &[&str]); 13] = [
         (&["--two-batch-tokens", "768"], &["--two-batch-tokens", "--tp of at least 2, got 1"]),
         (
             &["--tp", "8", "--two-batch-tokens", "768", "--deterministic", "false"],
             &["--two-batch-tokens", "--deterministic true, got false"],
         ),
+        (&["--tp", "8", "--two-batch-tokens", "768"], &["--two-batch-tokens", "at most", "512, got 768"]),
         (&["--gpu-memory-utilization", "90"], &["--gpu-memory-utilization", "at most 1, got `90`"]),
         (&["--tp", "3"], &["--tp", "expected a multiple of 3", "got 8"]),
         (&["--tp", "9"], &["--tp", "9"]),

@@ -273,3 +273,19 @@ fn models_that_do_not_fit_in_a_simulation_are_refused_with_the_draft_models_need
         [&format!("--speculate: the draft model {INSTRUCT} needs "), " of weights, ", "for each KV block"];
     parts.iter().for_each(|part| assert!(error.contains(part), "`{error}` lacks `{part}`"));
 }
+
+#[test]
+fn two_batches_that_no_step_can_have_are_refused() {
+    let random = ["--config", INSTRUCT, "--poisson", "1", "--requests", "2"];
+    for (args, expected) in [
+        (&["--tp", "8", "--deterministic", "false"][..], "expected --deterministic true, got false"),
+        (
+            &["--tp", "8", "--max-num-batched-tokens", "512"],
+            "expected at most --max-num-batched-tokens, 512, got 768",
+        ),
+        (&["--tp", "1"], "expected --tp of at least 2, got 1"),
+    ] {
+        let error = simulate_error(&[&random[..], &["--two-batch-tokens", "768"], args].concat());
+        assert!(error.contains(&format!("--two-batch-tokens: {expected}")), "{error}");
+    }
+}

@@ -226,8 +226,9 @@ impl Backend for Gpu {
     }
 
     /// Kernels of the first stream may start before the kernel before them has ended, and wait for it
-    /// themselves ("programmatic dependent launch"), also in a captured graph. Those of the second stream
-    /// start when they can run: a kernel that waits there would take multiprocessors from products.
+    /// themselves ("programmatic dependent launch"), also in a captured graph. Kernels of the second stream
+    /// start only after the one before has ended: a kernel that waited would hold multiprocessors that
+    /// products need.
     unsafe fn launch(&self, launch: Launch, params: &[u8]) -> Result<(), DeviceError> {
         let op = launch.kernel;
         let kernel = self.kernels.get(op).ok_or_else(|| error(op, "this binary has no such kernel"))?;
