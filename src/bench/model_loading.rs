@@ -20,7 +20,9 @@ use crate::device::Device;
 use crate::device::cpu::zeros_in_huge_pages;
 use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
-use crate::model::{DirectFile, HeadDtype, Model, ModelConfig, Precision, ReadBuffer, read_threads};
+use crate::model::{
+    DirectFile, HeadDtype, Model, ModelConfig, Precision, ReadBuffer, SMALL_FILE, read_threads,
+};
 use crate::runner::WeightBytes;
 use crate::statistics::{percentile, sorted};
 use crate::stdio::results::print_line;
@@ -160,7 +162,7 @@ impl Run<'_> {
         self.prepare_cache(cold)?;
         let start = Instant::now();
         for path in self.files {
-            let file = DirectFile::open(path.clone())?;
+            let file = DirectFile::open(path.clone(), SMALL_FILE)?;
             let (file, len) = (&file, file.len()?);
             let next = &AtomicU64::new(0);
             in_parallel((0..read_threads()).map(|_| {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
 
-use super::direct_file::{DirectFile, ReadBuffer, is_eof};
+use super::direct_file::{DirectFile, ReadBuffer, SMALL_FILE, is_eof};
 use super::error::LoadError;
 use super::json::Object;
 use crate::device::cpu::zeros;
@@ -148,7 +148,7 @@ impl Checkpoint {
     }
 
     fn add(&mut self, path: PathBuf) -> Result<(), LoadError> {
-        let file = DirectFile::open(path.clone()).map_err(|e| LoadError::io(&path, e))?;
+        let file = DirectFile::open(path.clone(), SMALL_FILE).map_err(|e| LoadError::io(&path, e))?;
         let bytes = file.len().map_err(|e| LoadError::io(&path, e))?;
         let (metadata, data) = header(&file, bytes)?;
         let file = Arc::new(file);

@@ -3,7 +3,8 @@
 //! Weights are read once and can exceed a machine's memory. Reading through the page cache costs a copy, and
 //! the system must reclaim the cache's memory while the weights need memory too. Direct I/O takes almost no
 //! CPU time, which is left for quantisation. Bytes already in the page cache are read from there, so a
-//! restarted server finds its weights cached.
+//! restarted server finds its weights cached. Small files are read through the page cache always: they fit,
+//! and the next start is faster.
 
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut};
@@ -16,6 +17,9 @@ use crate::device::cpu::resize;
 
 /// Alignment of positions, lengths and addresses in direct I/O. No disk requires more.
 const ALIGN: usize = 4096;
+
+/// Files of at most this many bytes are read through the page cache always.
+pub const SMALL_FILE: u64 = 1 << 30;
 
 /// An open file that can be read through the page cache and with direct I/O.
 #[derive(Debug)]
@@ -58,10 +62,11 @@ impl ReadBuffer {
 }
 
 impl DirectFile {
-    /// Opens a file, also for direct I/O if possible.
-    pub fn open(path: PathBuf) -> std::io::Result<Self> {
+    /// Opens a file, also for direct I/O if possible and if it has more than `most_cached` bytes.
+    pub fn open(path: PathBuf, most_cached: u64) -> std::io::Result<Self> {
         let file = File::open(&path)?;
-        let direct = open_direct(&path);
+        let is_large = file.metadata()?.len() > most_cached;
+        let direct = if is_large { open_direct(&path) } else { None };
         Ok(Self { path, file, direct })
     }
 

@@ -38,7 +38,7 @@ use std::path::Path;
 pub(crate) use checkpoint::{Checkpoint, Stored};
 pub use config::{HeadDtype, ModelConfig};
 pub(crate) use convert::{quantize_row, widen};
-pub use direct_file::{DirectFile, ReadBuffer};
+pub use direct_file::{DirectFile, ReadBuffer, SMALL_FILE};
 pub(crate) use directory::{check_directory, check_model_directory};
 pub use error::LoadError;
 pub(crate) use family::NEMOTRON_REWARD;

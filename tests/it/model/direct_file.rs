@@ -28,7 +28,7 @@ fn direct_and_cached_reads_return_the_bytes_of_the_file() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     let bytes = write(&path);
-    let file = DirectFile::open(path.clone()).unwrap();
+    let file = DirectFile::open(path.clone(), 0).unwrap();
     let mut buffer = ReadBuffer::default();
     for cached in [false, true] {
         for at in [0, 1, 511, 4095, 4096, 4097, 8192, 3 * 4096, LEN - 1] {
@@ -49,7 +49,7 @@ fn reading_past_the_end_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);
-    let file = DirectFile::open(path.clone()).unwrap();
+    let file = DirectFile::open(path.clone(), 0).unwrap();
     for (at, len) in [(0, LEN + 1), (LEN, 1), (LEN + 9000, 1)] {
         forget(&path);
         let error = file.read_once(at as u64, len, &mut ReadBuffer::default()).unwrap_err();
@@ -62,11 +62,39 @@ fn reading_a_file_truncated_while_open_is_an_error() {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("file");
     write(&path);
-    let file = DirectFile::open(path.clone()).unwrap();
+    let file = DirectFile::open(path.clone(), 0).unwrap();
     File::options().write(true).open(&path).unwrap().set_len(5000).unwrap();
     let mut buffer = ReadBuffer::default();
     let error = file.read_once(4000, 2000, &mut buffer).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::UnexpectedEof);
     file.read_once(4000, 1000, &mut buffer).unwrap();
     assert_eq!(buffer.bytes().len(), 1000);
+}
+
+/// The next start of a server finds a small file in the page cache.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_small_file_is_cached_by_being_read() {
+    use rustix::io::{ReadWriteFlags, preadv2};
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let path = dir.path().join("file");
+    let bytes = write(&path);
+    let is_cached = || {
+        let mut byte = [0];
+        let to = &mut [std::io::IoSliceMut::new(&mut byte)];
+        preadv2(File::open(&path).unwrap(), to, LEN as u64 - 1, ReadWriteFlags::NOWAIT).is_ok()
+    };
+    // Files of at most this many bytes count as small.
+    for (most, expected) in [(LEN as u64, true), (LEN as u64 - 1, false)] {
+        let file = DirectFile::open(path.clone(), most).unwrap();
+        forget(&path);
+        if is_cached() {
+            println!("skipped: this file system keeps the file in memory");
+            return;
+        }
+        let mut buffer = ReadBuffer::default();
+        file.read_once(0, LEN, &mut buffer).unwrap();
+        assert!(buffer.bytes() == &bytes[..]);
+        assert_eq!(is_cached(), expected, "{most}");
+    }
 }
