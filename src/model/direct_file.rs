@@ -19,7 +19,7 @@ use crate::device::cpu::resize;
 const ALIGN: usize = 4096;
 
 /// Files of at most this many bytes are read through the page cache always.
-pub const SMALL_FILE: u64 = 1 << 30;
+pub(crate) const SMALL_FILE: u64 = 1 << 30;
 
 /// An open file that can be read through the page cache and with direct I/O.
 #[derive(Debug)]

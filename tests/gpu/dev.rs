@@ -20,10 +20,10 @@ pub const SCARCE: std::ops::RangeInclusive<usize> =
 /// The number of prompts, and of tokens of each, for which the demo model is compared.
 pub const SMOLLM2: (usize, usize) =
     if cfg!(feature = "host-kernels") { (1, 1) } else { (usize::MAX, usize::MAX) };
-/// The most by which FP8 may raise the perplexity of a text of 511 tokens, as a share: three standard deviations
-/// above the mean. Over 24 texts of 450 tokens it is 3.3 % with a standard deviation of 1.3 % among texts, by
-/// the kernels on the host (`benches/results/2026-11-30-accumulation.md`). The text of the test has 2.4 %, and
-/// 2.5 % with 13 fraction bits.
+/// The most by which FP8 may raise the perplexity of a text of 511 tokens, as a share: three standard
+/// deviations above the mean. Over 24 texts of 450 tokens it is 3.3 % with a standard deviation of 1.3 %, by
+/// the kernels on the host (`benches/results/2026-11-30-accumulation.md`). The text of the test has 2.4 %,
+/// and 2.5 % with 13 fraction bits.
 pub const FP8_PERPLEXITY: f64 = 0.07;
 /// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = !cfg!(feature = "host-kernels");

@@ -16,8 +16,8 @@ pub const SCARCE: std::ops::RangeInclusive<usize> = 4..=8;
 
 /// The number of prompts, and of tokens of each, for which the demo model is compared.
 pub const SMOLLM2: (usize, usize) = (usize::MAX, usize::MAX);
-/// The most by which FP8 may raise the perplexity of a text of 511 tokens, as a share. The text of the test has
-/// 1.6 %, with the same bits on every processor of an instruction set.
+/// The most by which FP8 may raise the perplexity of a text of 511 tokens, as a share. The text of the test
+/// has 1.6 %, with the same bits on every processor of an instruction set.
 pub const FP8_PERPLEXITY: f64 = 0.02;
 /// Whether the device is fast enough to score whole texts.
 pub const FAST: bool = true;
