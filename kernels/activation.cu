@@ -19,12 +19,6 @@ struct ActivationParams {
 };
 static_assert(sizeof(ActivationParams) == 56);
 
-// Not fmaxf, which turns NaN into 0: the NaN must reach the sampler, which reports it.
-DEVICE float squared_relu(float x) {
-    const float positive = x < 0.0f ? 0.0f : x;
-    return positive * positive;
-}
-
 DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
 
 // Computes a row before it is quantised, and returns the largest magnitude of the thread's elements. GATED:

@@ -1,7 +1,8 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
-// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows)
+// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows); the largest
+//     outputs of rows (RowMaxima)
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
 //     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs
 // LIMITS: N = 8, 16, 32, 64, 128 or 256, if whole 64 or 128; counters zero before
@@ -56,8 +57,10 @@ struct LinearParams {
     uint32_t x_rows;
     Tiles tiles;
     uint32_t out_bf16;
+    // Only if outputs are BF16.
+    RowMaxima maxima;
 };
-static_assert(sizeof(LinearParams) == 176);
+static_assert(sizeof(LinearParams) == 184);
 
 // Element type of an operand.
 enum class Type { e4m3, bf16 };
@@ -253,7 +256,11 @@ struct Linear {
             float sums[N / 2];
             for (Segment segment; part.next(segment);) {
                 sum(segment, place, sums);
-                finish(segment, sums);
+                if (segment.begin == 0 && segment.end == p.tiles.chunks) {
+                    store(segment, sums);
+                } else {
+                    write_segment(segment, sums);
+                }
             }
         }
     }
@@ -300,15 +307,6 @@ struct Linear {
             for (uint32_t i = 0; i < N / 2; ++i) total[i] += sums[i];
         }
         store(tile, total);
-    }
-
-    // Stores the sums of a tile that is a part's own, or writes those of a segment of a cut tile.
-    DEVICE_MEMBER void finish(const Segment& segment, float (&sums)[N / 2]) const {
-        if (segment.begin == 0 && segment.end == p.tiles.chunks) {
-            store(segment, sums);
-        } else {
-            write_segment(segment, sums);
-        }
     }
 
     // Stores the sums within m and n, with scales. Sum 4i + 2h + j is of output + 8h and row + 8i + j.
@@ -371,9 +369,15 @@ struct Linear {
             }
             sync_warpgroup(group);
             const uint32_t row = rows + thread / 8, m = segment.row + row;
-            if (row >= N || m >= p.m || n >= p.n) continue;
-            const auto* from = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS);
-            store_outputs(outputs.at<uint16_t>(m), n, p.n, from[thread % 8]);
+            const bool exists = row < N && m < p.m;
+            uint4 pairs = make_uint4(0, 0, 0, 0);
+            if (exists && n < p.n) {
+                pairs = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS)[thread % 8];
+                store_outputs(outputs.at<uint16_t>(m), n, p.n, pairs);
+            }
+            if (p.maxima.values == nullptr) continue;
+            const size_t tile = static_cast<size_t>(m) * p.tiles.outputs + segment.tile;
+            p.maxima.store(pairs, exists, tile, group);
         }
     }
 

@@ -28,6 +28,26 @@ struct OutputCursor {
     }
 };
 
+// Where a product stores the largest outputs of its rows, for the kernel that quantises them.
+struct RowMaxima {
+    // f32 [rows, tiles of outputs, 2]: the largest of 64 outputs as they are stored, at least 0; NaN is
+    // ignored. Null if no kernel reads them.
+    float* values;
+
+    // Stores the largest output of a row. Eight lanes have eight outputs each, zeros where there are none.
+    // Every lane of the warp calls this; `exists` says whether the row does. `half` is of the tile.
+    DEVICE_MEMBER void store(const uint4& pairs, bool exists, size_t tile, uint32_t half) const {
+        uint32_t largest = bf16x2_max(bf16x2_max(pairs.x, pairs.y), bf16x2_max(pairs.z, pairs.w));
+#pragma unroll
+        for (int step = 4; step > 0; step /= 2) {
+            largest = bf16x2_max(largest, __shfl_xor_sync(~0u, largest, step));
+        }
+        if (!exists || lane_id() % 8 != 0) return;
+        const float2 both = floats_of_bf16x2(largest);
+        values[2 * tile + half] = fmaxf(fmaxf(both.x, both.y), 0.0f);
+    }
+};
+
 // Stores outputs `n` to `n` + 7 of a row of `cols` outputs as BF16; the first of them exists.
 DEVICE void store_outputs(uint16_t* row, uint32_t n, uint32_t cols, const uint4& pairs) {
     if (cols % 8 == 0) {

@@ -90,6 +90,13 @@ DEVICE uint32_t bf16x2(float low, float high) {
     return out;
 }
 
+// The larger of two BF16, of each pair; of a number and NaN the number.
+DEVICE uint32_t bf16x2_max(uint32_t a, uint32_t b) {
+    uint32_t out;
+    asm("max.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));
+    return out;
+}
+
 // Transposes a matrix [8, 8] of 16-bit elements. Lane l has the elements (l / 4, 2 (l % 4)) and, in the upper
 // half, (l / 4, 2 (l % 4) + 1) of the operand and of the result.
 DEVICE uint32_t transposed(uint32_t pair) {

@@ -177,6 +177,12 @@ DEVICE float norm_row(const SharedRow& row, float sum, const NormWeights& norm) 
     return amax;
 }
 
+// Not fmaxf, which turns NaN into 0: the NaN must reach the sampler, which reports it.
+DEVICE float squared_relu(float x) {
+    const float positive = x < 0.0f ? 0.0f : x;
+    return positive * positive;
+}
+
 DEVICE uint32_t e4m3x4(const float4& x) {
     return e4m3x2(x.x, x.y) | static_cast<uint32_t>(e4m3x2(x.z, x.w)) << 16;
 }

@@ -216,6 +216,17 @@ static inline uint32_t f16x2(float low, float high) {
 static inline uint32_t bf16x2(float low, float high) {
     return host::bf16_of(low) | static_cast<uint32_t>(host::bf16_of(high)) << 16;
 }
+// As the instruction does: -0 is less than +0, and a result that is NaN is 0x7FFF.
+static inline uint32_t bf16x2_max(uint32_t a, uint32_t b) {
+    const auto larger = [](uint32_t a, uint32_t b) -> uint32_t {
+        const float x = __uint_as_float(a << 16), y = __uint_as_float(b << 16);
+        if (x != x && y != y) return 0x7FFF;
+        if (x != x || y != y) return x != x ? b : a;
+        if (x == y) return a >> 15 ? b : a;
+        return x < y ? b : a;
+    };
+    return larger(a & 0xFFFF, b & 0xFFFF) | larger(a >> 16, b >> 16) << 16;
+}
 static inline uint32_t transposed(uint32_t pair) {
     const auto transpose = [](const unsigned char* in, unsigned char* out) {
         for (unsigned lane = 0; lane < 32; ++lane) {

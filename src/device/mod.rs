@@ -111,6 +111,15 @@ pub enum Activation {
     SwiGlu,
 }
 
+/// An activation, and the element type of its output.
+#[derive(Debug, Clone, Copy)]
+pub struct QuantisedActivation {
+    /// The nonlinearity.
+    pub kind: Activation,
+    /// Element type of the output.
+    pub quant: ActQuant,
+}
+
 impl Activation {
     /// Whether the input has a gate in front of each row, and the MLP a product for it.
     pub fn is_gated(self) -> bool {
@@ -418,6 +427,19 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
+    /// The first product of an MLP and its activation: h = x · wᵀ, out = quant(activation(h)), with the bits
+    /// of [`Device::linear`] and [`Device::activation`].
+    fn linear_activation(
+        &self,
+        x: &Self::Acts,
+        w: &Self::Matrix,
+        activation: QuantisedActivation,
+        h: &mut Floats<Self>,
+        out: &mut Self::Acts,
+    ) -> Result<(), DeviceError> {
+        self.linear(x, w, h)?;
+        self.activation(activation.kind, h, activation.quant, out)
+    }
     /// x = x + each of the parts, element by element and in order, in F32; the sum is rounded to the type of
     /// `x`. Parts have at least the elements of `x`, and all have the same type.
     fn add(&self, parts: &[Floats<Self>], x: &mut Floats<Self>) -> Result<(), DeviceError>;

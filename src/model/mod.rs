@@ -60,7 +60,7 @@ use batch::Batch;
 use crate::comm::{Communicator, ResidualUpdate};
 use crate::device::{
     ActQuant, AttentionLayer, Device, DeviceError, EmbeddingTable, FloatType, Graph, LayerKv, Norm,
-    RewardWeights, Rope, SampleRow, StepInputs, Token,
+    QuantisedActivation, RewardWeights, Rope, SampleRow, StepInputs, Token,
 };
 
 /// Number format of the linear weights and of the inputs of their products.
@@ -298,9 +298,10 @@ impl<D: Device> Model<D> {
             }
             for (number, batch) in batches.iter_mut().enumerate() {
                 device.join(number)?;
-                device.linear(&batch.hidden, &layer.up.matrix, &mut batch.ffn)?;
-                let quant = layer.down.quant;
-                device.activation(self.config.activation, &batch.ffn, quant, &mut batch.activated)?;
+                let Batch { hidden, ffn, activated, .. } = &mut **batch;
+                let activation =
+                    QuantisedActivation { kind: self.config.activation, quant: layer.down.quant };
+                device.linear_activation(hidden, &layer.up.matrix, activation, ffn, activated)?;
                 comm.linear_part(device, &batch.activated, &layer.down.matrix, &mut batch.mlp_delta)?;
                 let Some(next) = self.layers.get(index + 1) else { continue };
                 let Batch { residual, mlp_delta: delta, hidden, .. } = &mut **batch;

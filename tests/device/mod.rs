@@ -8,6 +8,7 @@ pub mod golden;
 pub mod grammars;
 mod linear;
 mod matrix_builder;
+mod mlp;
 pub mod model;
 mod prompt_logprobs;
 mod random_requests;

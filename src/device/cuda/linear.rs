@@ -34,8 +34,9 @@ struct LinearParams {
     parts: u32,
     row_tiles: u32,
     out_bf16: u32,
+    maxima: u64,
 }
-const _: () = assert!(size_of::<LinearParams>() == 176);
+const _: () = assert!(size_of::<LinearParams>() == 184);
 
 const THREADS: usize = 384;
 /// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
@@ -77,6 +78,9 @@ pub(super) struct Target {
     float_type: FloatType,
     cols: usize,
     ranks: Vec<RowsOfRank>,
+    /// The address for the largest outputs of rows (`RowMaxima` of `kernels/output_rows.cuh`), if a kernel
+    /// reads them.
+    maxima: Option<u64>,
 }
 
 impl Target {
@@ -87,7 +91,20 @@ impl Target {
 
     /// Rows like those of `out` in the memory of each rank that sums them, in rank order.
     pub(super) fn of_ranks(out: &Floats, ranks: impl IntoIterator<Item = RowsOfRank>) -> Self {
-        Self { float_type: out.float_type, cols: out.cols, ranks: ranks.into_iter().collect() }
+        Self { float_type: out.float_type, cols: out.cols, ranks: ranks.into_iter().collect(), maxima: None }
+    }
+
+    /// The same rows, whose largest outputs are stored as well: two F32 for each tile, from `maxima` on. The
+    /// rows are BF16.
+    pub(super) fn with_maxima(self, maxima: u64) -> Self {
+        assert!(self.float_type == FloatType::Bf16, "maxima of {:?}", self.float_type);
+        Self { maxima: Some(maxima), ..self }
+    }
+
+    /// The kernel's parameter for the largest outputs, in a launch whose first row is `first`.
+    fn maxima_from(&self, first: usize) -> u64 {
+        let row_bytes = self.cols.div_ceil(TILE) * 2 * size_of::<f32>();
+        self.maxima.map_or(0, |address| address + (first * row_bytes) as u64)
     }
 
     /// The kernel's parameter for a launch whose first row is `first`.
@@ -167,6 +184,7 @@ pub(super) fn launch(
         parts: cuts.parts() as u32,
         row_tiles: row_tiles as u32,
         out_bf16: u32::from(target.float_type == FloatType::Bf16),
+        maxima: target.maxima_from(rows.start),
     };
     let shared = shared_bytes(types.x_chunks(), most, division);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };

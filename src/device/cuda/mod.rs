@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod activation;
+mod activation_quantise;
 mod add;
 mod attention;
 mod backend;
@@ -59,8 +60,8 @@ use step::StepTables;
 
 use super::{
     ActQuant, Activation, AttentionLayer, BLOCK_TOKENS, CacheSpec, Device, DeviceError, EmbeddingTable,
-    FloatType, Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, RandomWeights, RewardWeights, RowLogprob,
-    SampleResult, SampleRow, SampleSource, StepCapacity, StepInputs,
+    FloatType, Graph, HostRows, KvDtype, Layout, MatrixShape, Norm, QuantisedActivation, RandomWeights,
+    RewardWeights, RowLogprob, SampleResult, SampleRow, SampleSource, StepCapacity, StepInputs,
 };
 
 /// Heads in the cache are padded to a multiple of this many elements, since the kernels are compiled for
@@ -211,6 +212,14 @@ impl Cuda {
             locked(products).add(&self.driver, &matrix)?;
         }
         Ok(matrix)
+    }
+
+    /// Computes a product by cuBLASLt, if that is faster. Returns whether it has.
+    fn run_by_library(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<bool, DeviceError> {
+        let Some(products) = self.library_products.as_ref().map(locked) else { return Ok(false) };
+        let Some(algorithm) = products.choice(x, w, out) else { return Ok(false) };
+        cublaslt_linear::run(self, &products, algorithm, x, w, out)?;
+        Ok(true)
     }
 
     /// The scratch of operations, which run one at a time.
@@ -371,12 +380,10 @@ impl Device for Cuda {
     }
 
     fn linear(&self, x: &Acts, w: &Matrix, out: &mut Floats) -> Result<(), DeviceError> {
-        if let Some(products) = self.library_products.as_ref().map(locked)
-            && let Some(algorithm) = products.choice(x, w, out)
-        {
-            return cublaslt_linear::run(self, &products, algorithm, x, w, out);
+        match self.run_by_library(x, w, out)? {
+            true => Ok(()),
+            false => linear::run(self, x, w, out),
         }
-        linear::run(self, x, w, out)
     }
 
     fn attention(
@@ -399,6 +406,27 @@ impl Device for Cuda {
         quant: ActQuant,
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
+        activation::run(self, kind, h, quant, out)
+    }
+
+    fn linear_activation(
+        &self,
+        x: &Acts,
+        w: &Matrix,
+        activation: QuantisedActivation,
+        h: &mut Floats,
+        out: &mut Acts,
+    ) -> Result<(), DeviceError> {
+        let QuantisedActivation { kind, quant } = activation;
+        // Other activations are computed from two outputs, of different blocks of the product.
+        let fits = matches!(kind, Activation::SquaredRelu)
+            && quant == ActQuant::Fp8PerToken
+            && h.float_type == FloatType::Bf16;
+        if !fits {
+            self.linear(x, w, h)?;
+        } else if !self.run_by_library(x, w, h)? {
+            return activation_quantise::run(self, x, w, h, out);
+        }
         activation::run(self, kind, h, quant, out)
     }
 

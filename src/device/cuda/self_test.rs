@@ -5,13 +5,16 @@ use std::ops::Range;
 
 use super::linear::{self, RowsOfRank, Target, Types};
 use super::matrix::{CHUNK, pack_row};
-use super::{Acts, Cuda, Floats, Matrix, MatrixBuilder};
+use super::{Acts, Buffer, Cuda, Floats, Matrix, MatrixBuilder};
 use crate::device::product_tiles::{Division, MaxRows};
 use crate::device::{ActQuant, Device, DeviceError, FloatType, HostRows, MatrixData, MatrixShape, fp8};
 use crate::random::Random;
 
 /// Outputs: a whole tile, and eight outputs of a second one.
 const OUT: usize = 136;
+/// Outputs of which the largest is stored, and the number of such groups: two for each tile.
+const GROUP: usize = 64;
+const GROUPS: usize = 4;
 /// Inputs: 15 chunks of E4M3, more than a block has stages. The last chunk is not full.
 const INPUT: usize = 1808;
 /// Rows: those of the largest variant.
@@ -86,6 +89,8 @@ struct Test<'a> {
     x: Acts,
     /// Outputs of each type.
     outs: [Floats; 2],
+    /// \[rows, groups\]: the largest outputs of rows, which a kernel stores beside BF16 outputs.
+    maxima: Buffer<f32>,
     /// \[rows, out\]
     expected: Vec<f32>,
 }
@@ -105,7 +110,8 @@ impl<'a> Test<'a> {
         };
         let expected = operands.sums.iter().enumerate().map(|(index, sum)| scaled(index, sum)).collect();
         let (w, x) = (weights(cuda, types.w_bf16, &operands.w)?, inputs(cuda, types.x_bf16, &operands.x)?);
-        Ok(Self { cuda, w, x, outs, expected })
+        let maxima = cuda.driver.buffer(ROWS * GROUPS)?;
+        Ok(Self { cuda, w, x, outs, maxima, expected })
     }
 
     /// Computes some rows as outputs of each type, and compares them. The kernel must not write the other
@@ -126,7 +132,11 @@ impl<'a> Test<'a> {
         // As if two ranks summed the rows. Those of the second are stored one row later.
         let first = RowsOfRank { base: out.data.address(), end: SPLIT };
         let second = RowsOfRank { base: first.base + out.row_bytes() as u64, end: ROWS };
-        let target = Target::of_ranks(out, [first, second]);
+        let mut target = Target::of_ranks(out, [first, second]);
+        if out.float_type == FloatType::Bf16 {
+            self.maxima.write(0, &vec![unwritten; ROWS * GROUPS])?;
+            target = target.with_maxima(self.maxima.address());
+        }
         linear::launch(self.cuda, &self.x, &self.w, &target, rows.clone(), division)?;
         for (index, got) in out.data.read((ROWS + 1) * OUT)?.into_iter().enumerate() {
             let (stored, output) = (index / OUT, index % OUT);
@@ -135,20 +145,55 @@ impl<'a> Test<'a> {
                 true => out.float_type.round(self.expected[row * OUT + output]),
                 false => unwritten,
             };
-            if got != expected && !(got.is_nan() && expected.is_nan()) {
-                let work = match division {
-                    Division::Spread => "spread over blocks",
-                    Division::Whole => "in whole tiles",
-                };
-                let message = format!(
-                    "wrong products in the self-test: expected {expected} for row {row} and output {output} \
-                     of rows {rows:?}, {work}, got {got}"
-                );
-                return Err(DeviceError { op: kernel, message });
-            }
+            let place = || format!("row {row} and output {output} of rows {rows:?}");
+            compare(got, expected, kernel, division, place)?;
+        }
+        match out.float_type {
+            FloatType::F32 => Ok(()),
+            FloatType::Bf16 => self.check_maxima(rows, division, kernel),
+        }
+    }
+
+    /// Compares the largest outputs of each group of outputs.
+    fn check_maxima(
+        &self,
+        rows: Range<usize>,
+        division: Division,
+        kernel: &'static str,
+    ) -> Result<(), DeviceError> {
+        for (index, got) in self.maxima.read(ROWS * GROUPS)?.into_iter().enumerate() {
+            let (row, group) = (index / GROUPS, index % GROUPS);
+            let outputs = (group * GROUP).min(OUT)..((group + 1) * GROUP).min(OUT);
+            let all = &self.expected[row * OUT..][outputs];
+            let expected = match rows.contains(&row) {
+                true => FloatType::Bf16.round(all.iter().copied().fold(0.0, f32::max)),
+                false => f32::NAN,
+            };
+            let place = || format!("the largest of group {group} of row {row} of rows {rows:?}");
+            compare(got, expected, kernel, division, place)?;
         }
         Ok(())
     }
+}
+
+/// Fails if a kernel has stored another value than it should. NaN stands for none.
+fn compare(
+    got: f32,
+    expected: f32,
+    kernel: &'static str,
+    division: Division,
+    place: impl FnOnce() -> String,
+) -> Result<(), DeviceError> {
+    if got == expected || (got.is_nan() && expected.is_nan()) {
+        return Ok(());
+    }
+    let work = match division {
+        Division::Spread => "spread over blocks",
+        Division::Whole => "in whole tiles",
+    };
+    let message =
+        format!("wrong products in the self-test: expected {expected} for {}, {work}, got {got}", place());
+    Err(DeviceError { op: kernel, message })
 }
 
 fn e4m3(integers: &[i16]) -> Vec<u8> {
