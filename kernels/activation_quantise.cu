@@ -8,8 +8,8 @@
 // TWINS: src/device/cpu/activation.rs
 #include "row.cuh"
 
-// Threads of a block, and groups of eight columns that a thread loads at a time. Three blocks have a row of
-// 9,216 columns.
+// Threads of a block, and groups of eight columns that a thread computes. Three blocks have a row of 9,216
+// columns.
 constexpr uint32_t THREADS = 96, LOADS = 4;
 
 struct ActivationQuantiseParams {
@@ -31,12 +31,14 @@ KERNEL(activation_quantise, ActivationQuantiseParams, THREADS) {
         inputs[load] = make_uint4(0, 0, 0, 0);
         if (i < groups) inputs[load] = p.h[static_cast<size_t>(row) * groups + i];
     }
+    // A thread loads the maxima of one tile if a row has at most 12,288 columns.
     float largest = 0.0f;
-    for (uint32_t tile = lane_id(); tile < tiles; tile += 32) {
+#pragma unroll 1
+    for (uint32_t tile = threadIdx.x; tile < tiles; tile += THREADS) {
         const float2 both = p.maxima[static_cast<size_t>(row) * tiles + tile];
         largest = fmaxf(largest, fmaxf(both.x, both.y));
     }
-    largest = warp_max(largest);
+    largest = block_max(largest);
     const float scale = scale_of(squared_relu(largest)), inverse = 1.0f / scale;
     const RowAddress to = row_of(p.out, row);
 #pragma unroll
