@@ -1,7 +1,7 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
-// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows); the largest
+// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows); largest
 //     outputs of rows (RowMaxima)
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
 //     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs

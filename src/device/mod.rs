@@ -7,6 +7,7 @@
 //! rows of its output. A row of the output depends only on the same row of the input, and the order of its
 //! sums does not depend on the number of rows.
 
+mod activation;
 pub(crate) mod attention_tiles;
 pub mod cpu;
 #[cfg(feature = "kernels")]
@@ -24,6 +25,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
+pub use activation::{Activation, QuantisedActivation};
 pub(crate) use attention_tiles::DECODE_ROWS;
 pub use error::{DeviceError, PEER};
 pub use floats::{FloatType, Floats, Message, upload_floats, upload_matrix};
@@ -100,34 +102,6 @@ pub struct RewardWeights<D: Device> {
     pub weight: Floats<D>,
     /// \[1, width\].
     pub bias: Floats<D>,
-}
-
-/// The nonlinearity between the two products of the MLP. Like norms, activations cannot be compared.
-#[derive(Debug, Clone, Copy)]
-pub enum Activation {
-    /// relu(x)²; input \[rows, ffn\].
-    SquaredRelu,
-    /// silu(gate) × up; input \[rows, 2 × ffn\], gate first.
-    SwiGlu,
-}
-
-/// An activation, and the element type of its output.
-#[derive(Debug, Clone, Copy)]
-pub struct QuantisedActivation {
-    /// The nonlinearity.
-    pub kind: Activation,
-    /// Element type of the output.
-    pub quant: ActQuant,
-}
-
-impl Activation {
-    /// Whether the input has a gate in front of each row, and the MLP a product for it.
-    pub fn is_gated(self) -> bool {
-        match self {
-            Self::SquaredRelu => false,
-            Self::SwiGlu => true,
-        }
-    }
 }
 
 /// Element type of the KV cache.
