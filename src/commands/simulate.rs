@@ -8,7 +8,7 @@ use anyhow::{Context, ensure};
 
 use crate::config::{
     AdmissionArgs, MeanAndCv, PolicyArgs, SchedulingArgs, SimulateArgs, Speculate, SpeculationArgs,
-    target_itl,
+    TwoBatches, target_itl,
 };
 use crate::device::Layout;
 use crate::engine::{SchedulerConfig, TargetItl};
@@ -247,11 +247,10 @@ fn scheduler_config(
     let max_num_batched_tokens = args.max_num_batched_tokens.or(r.map(|c| c.max_num_batched_tokens));
     let max_num_batched_tokens = max_num_batched_tokens.unwrap_or(SchedulingArgs::MAX_NUM_BATCHED_TOKENS);
     if let Some(tokens) = args.two_batch_tokens {
-        let most = max_num_batched_tokens;
-        ensure!(
-            tokens <= most,
-            "--two-batch-tokens: expected at most --max-num-batched-tokens, {most}, got {tokens}"
-        );
+        let CostInputs { ranks, deterministic, .. } = *inputs;
+        let two_batches =
+            TwoBatches { tokens, ranks, ranks_option: "--tp", deterministic, max_num_batched_tokens };
+        two_batches.check().map_err(|e| anyhow::anyhow!("{}: {e}", TwoBatches::OPTION))?;
     }
     let limit = model.max_positions;
     let max_model_len = args.max_model_len.or(r.map(|c| c.max_model_len)).unwrap_or(limit);

@@ -34,6 +34,7 @@ mod size;
 mod speculation;
 mod spellings;
 mod synth;
+mod two_batches;
 
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
@@ -66,3 +67,4 @@ pub(crate) use simulate::{MeanAndCv, PolicyArgs};
 pub(crate) use size::Size;
 pub(crate) use speculation::{Speculate, SpeculationArgs};
 pub use synth::SynthArgs;
+pub(crate) use two_batches::TwoBatches;

@@ -1,6 +1,7 @@
 //! Rules of `octant serve` that involve more than one setting, or whose error must not quote the value.
 
 use super::devices::{CommunicatorName, DeviceArgs, DeviceName};
+use super::two_batches::TwoBatches;
 use super::{ConfigError, ServeArgs, api_keys, name, simulate};
 
 /// Settings that apply to one kind of device, by field name.
@@ -40,25 +41,21 @@ impl ServeArgs {
             return wrong("--communicator", message.to_owned());
         }
         if let Some(tokens) = self.device.two_batch_tokens {
-            let flag = "--two-batch-tokens";
             if device == DeviceName::Cpu {
-                return wrong(flag, "expected --device cuda or simulate, got cpu".to_owned());
+                let message = "expected --device cuda or simulate, got cpu".to_owned();
+                return wrong(TwoBatches::OPTION, message);
             }
-            if ranks == 1 {
-                return wrong(flag, "expected --tensor-parallel-size of at least 2, got 1".to_owned());
+            if communicator == CommunicatorName::Nccl {
+                return wrong(TwoBatches::OPTION, "expected --communicator p2p, got nccl".to_owned());
             }
-            // cuBLASLt chooses its algorithm by the number of rows, so bits would change, and leaves no
-            // multiprocessors free for sums. NCCL needs --deterministic false.
-            if !deterministic {
-                let message =
-                    "expected --deterministic true and --communicator p2p, got --deterministic false";
-                return wrong(flag, message.to_owned());
-            }
-            let most = self.scheduling.max_num_batched_tokens;
-            if tokens > most {
-                let message = format!("expected at most --max-num-batched-tokens, {most}, got {tokens}");
-                return wrong(flag, message);
-            }
+            let two_batches = TwoBatches {
+                tokens,
+                ranks,
+                ranks_option: "--tensor-parallel-size",
+                deterministic,
+                max_num_batched_tokens: self.scheduling.max_num_batched_tokens,
+            };
+            two_batches.check().or_else(|message| wrong(TwoBatches::OPTION, message))?;
         }
         if given("admin_host") && self.network.admin_port.is_none() {
             return wrong("--admin-host", "expected --admin-port with it".to_owned());

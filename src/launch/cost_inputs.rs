@@ -103,15 +103,7 @@ impl CostInputs {
         let head = if recorded.is_some() { HeadDtype::Bf16 } else { HeadDtype::beside(precision) };
         model.head_dtype = args.head.map_or_else(|| parsed(field("lm_head_dtype"), head), Ok)?;
         let ranks = args.ranks.unwrap_or(ranks);
-        anyhow::ensure!(
-            args.two_batch_tokens.is_none() || ranks > 1,
-            "--two-batch-tokens: expected --tp of at least 2, got {ranks}"
-        );
         let deterministic = args.deterministic.unwrap_or(deterministic);
-        anyhow::ensure!(
-            args.two_batch_tokens.is_none() || deterministic,
-            "--two-batch-tokens: expected --deterministic true, got false"
-        );
         let draft = match (&args.speculate, field("draft_config")) {
             (Some(Speculate::Draft(dir)), _) => Some(ModelConfig::from_dir(dir).context("--speculate")?),
             (None, Some(text)) => {

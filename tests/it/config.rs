@@ -131,13 +131,14 @@ fn an_invalid_setting_names_its_flag() {
     let two_batches = ["--model", &model, "--two-batch-tokens", "768", "--device", "cuda"];
     let library = ["--tp", "2", "--deterministic", "false"];
     let small = ["--tp", "2", "--max-num-batched-tokens", "512"];
-    let cases: [(&[&str], &[&str]); 20] = [
+    let cases: [(&[&str], &[&str]); 21] = [
         (&["--model", &model, "--two-batch-tokens", "0"], &["--two-batch-tokens", "at least 1", "0"]),
         (&two_batches[..4], &["--two-batch-tokens", "--device cuda or simulate", "cpu"]),
         (&two_batches, &["--two-batch-tokens", "--tensor-parallel-size of at least 2, got 1"]),
+        (&[&two_batches[..], &library].concat(), &["--two-batch-tokens", "--deterministic true, got false"]),
         (
-            &[&two_batches[..], &library].concat(),
-            &["--two-batch-tokens", "--deterministic true and --communicator p2p"],
+            &[&two_batches[..], &library, &["--communicator", "nccl"]].concat(),
+            &["--two-batch-tokens", "--communicator p2p, got nccl"],
         ),
         (&[&two_batches[..], &small].concat(), &["--two-batch-tokens", "at most", "512, got 768"]),
         (&["--model", &model, "--gpus", "0,1"], &["--gpus", "--device cuda", "cpu"]),

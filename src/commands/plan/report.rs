@@ -1,9 +1,9 @@
 //! The memory plan and the predicted step times of `octant plan`.
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde::Serialize;
 
-use crate::config::{PlanArgs, name};
+use crate::config::{PlanArgs, TwoBatches, name};
 use crate::cost::{CostModel, Figure, Hardware, RowShape, StepTime, TermOrigin};
 use crate::device::{BLOCK_TOKENS, KvDtype, Layout};
 use crate::launch::prepared::limit_length;
@@ -136,21 +136,16 @@ pub(super) fn report(args: &PlanArgs) -> anyhow::Result<Report> {
     limit_length(&mut model, args.max_model_len)?;
     model.head_dtype = args.lm_head_dtype.unwrap_or(HeadDtype::beside(args.quantization));
     let share = model.share(args.tp).map_err(|e| anyhow::anyhow!("--tp: {e}"))?;
-    ensure!(
-        args.two_batch_tokens.is_none() || args.tp > 1,
-        "--two-batch-tokens: expected --tp of at least 2, got {}",
-        args.tp
-    );
-    ensure!(
-        args.two_batch_tokens.is_none() || args.deterministic,
-        "--two-batch-tokens: expected --deterministic true, got false"
-    );
     let most = args.max_num_batched_tokens;
     if let Some(tokens) = args.two_batch_tokens {
-        ensure!(
-            tokens <= most,
-            "--two-batch-tokens: expected at most --max-num-batched-tokens, {most}, got {tokens}"
-        );
+        let two_batches = TwoBatches {
+            tokens,
+            ranks: args.tp,
+            ranks_option: "--tp",
+            deterministic: args.deterministic,
+            max_num_batched_tokens: most,
+        };
+        two_batches.check().map_err(|e| anyhow::anyhow!("{}: {e}", TwoBatches::OPTION))?;
     }
     let precision = args.quantization;
     let draft = draft(args, &model)?;
