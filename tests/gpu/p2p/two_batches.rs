@@ -1,13 +1,15 @@
 //! Steps as two batches, whose sums run beside the other batch's products.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use octant::comm::{Communicator, GroupBuffers, Local, Message, OneShotRows, P2p, ResidualUpdate};
 use octant::device::cuda::{Acts, Cuda, Floats, Matrix};
 use octant::device::{ActQuant, DeviceError, Norm};
-use octant::engine::{EngineHandle, EngineThread, SubmitOptions};
+use octant::engine::{EngineHandle, EngineThread, SubmitOptions, UpdateStream};
 use octant::model::ModelConfig;
-use octant::request::{Request, SamplingParams, StopRules};
+use octant::request::{Finish, Request, SamplingParams, StopRules};
 
 use super::{LARGEST, Steps, TIMEOUT, engine_with};
 use crate::dev;
@@ -18,6 +20,18 @@ use crate::device::model::fixture;
 struct Counted<C> {
     comm: C,
     rows: Arc<Mutex<Vec<usize>>>,
+    fault: Option<Fault>,
+    /// The number of sums of divided steps so far.
+    sums: AtomicUsize,
+}
+
+/// A rank that does not do its sum.
+#[derive(Clone, Copy)]
+struct Fault {
+    /// The sum's number, of those of divided steps.
+    sum: usize,
+    /// How long the rank does nothing before the sum; `None` if it fails instead.
+    stalls: Option<Duration>,
 }
 
 impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
@@ -51,6 +65,15 @@ impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
         self.rows.lock().unwrap().push(update.delta.rows());
+        // Before, graphs of steps of few rows are captured.
+        let divided = update.delta.rows() == STEP_TOKENS / 2;
+        let sum = self.sums.fetch_add(usize::from(divided), Ordering::Relaxed);
+        if divided && let Some(fault) = self.fault.filter(|fault| fault.sum == sum) {
+            match fault.stalls {
+                Some(time) => std::thread::sleep(time),
+                None => return Err(DeviceError { op: "sum", message: FAULT.to_owned() }),
+            }
+        }
         self.comm.reduce_norm(cuda, update, norm, quant, out)
     }
     fn reduce_add(&self, cuda: &Cuda, update: ResidualUpdate<'_, Cuda>) -> Result<(), DeviceError> {
@@ -58,8 +81,11 @@ impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
     }
 }
 
-/// Answers to eight prompts, which take two full steps; the first are answered meanwhile.
-fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
+/// The message of a rank's own fault.
+const FAULT: &str = "a fault of the test";
+
+/// The streams of eight prompts, which take two full steps; the first are answered meanwhile.
+async fn streams(engine: &EngineHandle) -> Vec<UpdateStream> {
     let ask = |index: u32| Request {
         prompt: (0..114 + index).map(|i| 3 + (i * 37 + index * 101) % 300).collect::<Vec<_>>().into(),
         sampling: Arc::new(SamplingParams {
@@ -72,17 +98,18 @@ fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
         reward: false,
         ..Request::score(&[1])
     };
-    block_on(async {
-        // The engine takes all of them before its first step.
-        let permit = engine.0.enter(8).unwrap();
-        let streams = permit.submit((0..8).map(ask).collect(), SubmitOptions::default()).await.unwrap();
-        futures_util::future::join_all(streams.into_iter().map(read)).await
-    })
+    // The engine takes all of them before its first step.
+    engine.enter(8).unwrap().submit((0..8).map(ask).collect(), SubmitOptions::default()).await.unwrap()
+}
+
+fn answers(engine: &(EngineHandle, EngineThread)) -> Vec<Answer> {
+    block_on(async { futures_util::future::join_all(streams(&engine.0).await.into_iter().map(read)).await })
 }
 
 /// A group that counts the rows of sums in `rows`.
 fn counted(group: Vec<P2p>, rows: &Arc<Mutex<Vec<usize>>>) -> Vec<Counted<P2p>> {
-    group.into_iter().map(|comm| Counted { comm, rows: Arc::clone(rows) }).collect()
+    let counted = |comm| Counted { comm, rows: Arc::clone(rows), fault: None, sums: AtomicUsize::new(0) };
+    group.into_iter().map(counted).collect()
 }
 
 const STEP_TOKENS: usize = 512;
@@ -132,4 +159,43 @@ fn two_batches_of_one_rank_have_the_bits_of_one_batch() {
     let (one, two) = (answers(None), answers(Some(LEAST)));
     assert!(one.0 == two.0);
     assert_eq!((one.1, two.1), (Some(STEP_TOKENS), Some(256)));
+}
+
+/// Lets rank `failing` of two fail or stall at a sum of the second batch of a step, beside the products of the
+/// first batch. Returns the engine's error.
+fn error_of_rank(failing: usize, timeout: Duration, stalls: Option<Duration>) -> String {
+    let dir = fixture("wide");
+    let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
+    let largest = Message { rows: STEP_TOKENS, cols: hidden, ..LARGEST };
+    let devices = dev::ranks(2);
+    let group = P2p::group(&devices, timeout, largest, OneShotRows::Fixed(0)).unwrap();
+    let rows: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let mut group = counted(group, &rows);
+    group[failing].fault = Some(Fault { sum: 1, stalls });
+    let steps = Steps { most_tokens: STEP_TOKENS, two_batch_tokens: Some(LEAST), drafts: Vec::new() };
+    let (engine, thread) = engine_with(&dir, devices, group, steps);
+    block_on(async {
+        for mut stream in streams(&engine).await {
+            let finish = stream.next().await.finish;
+            assert!(matches!(finish, Some(Finish::Error(_))), "{finish:?}");
+        }
+    });
+    assert!(rows.lock().unwrap().contains(&(STEP_TOKENS / 2)), "no step was divided");
+    thread.join().unwrap_err().message
+}
+
+#[test]
+fn a_rank_that_ends_between_two_batches_ends_the_others() {
+    for failing in [0, 1] {
+        let began = Instant::now();
+        let error = error_of_rank(failing, TIMEOUT, None);
+        assert_eq!(error, format!("rank {failing} failed: sum: {FAULT}"));
+        assert!(began.elapsed() < TIMEOUT, "the other rank waited for its timeout");
+    }
+}
+
+#[test]
+fn a_rank_that_stalls_between_two_batches_is_named() {
+    let error = error_of_rank(1, Duration::from_secs(4), Some(Duration::from_secs(6)));
+    assert!(error.contains("rank 1 did not come within 4"), "{error}");
 }
