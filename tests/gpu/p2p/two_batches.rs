@@ -161,8 +161,8 @@ fn two_batches_of_one_rank_have_the_bits_of_one_batch() {
     assert_eq!((one.1, two.1), (Some(STEP_TOKENS), Some(256)));
 }
 
-/// Lets rank `failing` of two fail or stall at a sum of the second batch of a step, beside the products of the
-/// first batch. Returns the engine's error.
+/// Lets rank `failing` of two fail or stall at a sum of the second batch of a step, beside the products of
+/// the first batch. Returns the engine's error.
 fn error_of_rank(failing: usize, timeout: Duration, stalls: Option<Duration>) -> String {
     let dir = fixture("wide");
     let hidden = ModelConfig::from_dir(&dir).unwrap().hidden;
