@@ -12,8 +12,10 @@
 // NUMERICS: probabilities relative to the largest, in fixed point of 40 bits, so that sums do not depend on
 //     their order; tokens differ from the CPU twin's if the random number of 53 bits falls within 1e-6 of a
 //     boundary; log-probabilities within 1e-5
-// COST: rows * vocab * 4 bytes from L2, 2 times for greedy rows, 4 times without filters, 30 times with top-k
-//     and top-p, and once more per alternative
+// COST: rows * vocab * 4 bytes from L2 each time that logits are read: by sample 3 times for greedy rows, 5
+//     times without filters, 30 times with top-k and top-p, and for log-probabilities 2 times and once more
+//     per alternative; by shortlist 13 times; by score 3 times and once more per alternative. By pick, rows *
+//     ranks * SHORTLIST * 4 bytes 29 times with top-k and top-p
 // TWINS: src/device/cpu/sample.rs
 #include "device.cuh"
 

@@ -45,6 +45,7 @@ fn run(cli: Cli, log: &Log) -> anyhow::Result<ExitCode> {
         Command::Simulate(args) => commands::simulate::run(*args, log),
         Command::Synth(args) => commands::synth::run(&args),
         Command::Bench(BenchCommand::Rank(args)) => bench::rank::run(&args, log),
+        Command::Bench(BenchCommand::Kernels(args)) => bench::kernels::run(&args),
         Command::Bench(BenchCommand::Host(args)) => bench::host_overhead::run(&args),
         Command::Bench(BenchCommand::Load(args)) => bench::model_loading::run(&args),
         Command::Bench(BenchCommand::Throughput(args)) => commands::bench::throughput(*args, log),

@@ -3,6 +3,7 @@
 pub mod all_reduce;
 mod engine_overhead;
 pub mod host_overhead;
+pub mod kernels;
 pub mod load_client;
 mod mask_cost;
 pub mod model_loading;

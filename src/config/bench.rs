@@ -1,4 +1,4 @@
-//! Arguments of `octant bench` `rank`, `host`, `load` and `reduce`.
+//! Arguments of `octant bench` `rank`, `kernels`, `host`, `load` and `reduce`.
 
 use std::path::PathBuf;
 
@@ -48,6 +48,41 @@ pub struct BenchRankArgs {
     /// Untimed steps before the timed ones
     #[arg(long, value_name = "N", default_value = "20")]
     pub(crate) warm_up: usize,
+    /// Print all figures as JSON at the end
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `octant bench kernels`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchKernelsArgs {
+    /// Directory with the model's config.json
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: PathBuf,
+    /// Tensor-parallel ranks that share the model; one of them is measured
+    #[arg(
+        long,
+        value_name = "N",
+        default_value = "1",
+        value_parser = rank_count(),
+        visible_alias = "tensor-parallel-size"
+    )]
+    pub(crate) tp: usize,
+    /// Device to measure
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(crate) device: DeviceName,
+    /// Numbers of rows, separated by commas
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        default_value = "1,32,256",
+        value_parser = at_least_1
+    )]
+    pub(crate) rows: Vec<usize>,
+    /// Measurements of each operation, of which the median is shown
+    #[arg(long, value_name = "N", default_value = "20", value_parser = at_least_1)]
+    pub(crate) reps: usize,
     /// Print all figures as JSON at the end
     #[arg(long)]
     pub(crate) json: bool,

@@ -5,9 +5,9 @@ use clap_complete::Shell;
 
 use super::parsers::boolean;
 use super::{
-    BatchFileArgs, BenchHostArgs, BenchLatencyArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs,
-    BenchServingArgs, BenchThroughputArgs, ChatArgs, EvalCommand, ImportNemoArgs, LogArgs, PlanArgs,
-    QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs, WithEngine,
+    BatchFileArgs, BenchHostArgs, BenchKernelsArgs, BenchLatencyArgs, BenchLoadArgs, BenchRankArgs,
+    BenchReduceArgs, BenchServingArgs, BenchThroughputArgs, ChatArgs, EvalCommand, ImportNemoArgs, LogArgs,
+    PlanArgs, QuantizeArgs, ServeArgs, SimulateArgs, SynthArgs, WithEngine,
 };
 
 /// An FP8 inference server for NVIDIA's Nemotron-4 340B family, with an OpenAI-compatible API.
@@ -90,6 +90,9 @@ pub enum BenchCommand {
     /// Time whole steps of one rank's share of a model with random weights, without the other ranks, against
     /// the time to read its weights and KV cache.
     Rank(BenchRankArgs),
+    /// Time operations of a device one by one at the shapes of one rank's share of a model, against the time
+    /// to read their bytes: sampling, scores, reward head and the residual stream.
+    Kernels(BenchKernelsArgs),
     /// Measure the host cost of scheduler, engine and server, with simulated steps that use no CPU.
     Host(BenchHostArgs),
     /// Compare the time to load a model as `octant serve` does with the time to only read its files.
@@ -102,6 +105,6 @@ pub enum BenchCommand {
     /// Load-test any server with OpenAI's API, in an open or a closed loop: latencies, throughput, goodput.
     Serving(Box<BenchServingArgs>),
     /// Time all-reduces between GPUs for several numbers of rows: fused with the norm, which every rank
-    /// computes whole or in shares; without the norm; and by NCCL.
+    /// computes whole or in shares; without the norm; and by NCCL. Also time the gathering of shortlists.
     Reduce(BenchReduceArgs),
 }

@@ -39,7 +39,9 @@ mod two_batches;
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
 pub(crate) use batch::{BatchRunArgs, KeptSettings};
-pub use bench::{BenchHostArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy};
+pub use bench::{
+    BenchHostArgs, BenchKernelsArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy,
+};
 pub(crate) use bench_engine::RequestLengths;
 pub use bench_engine::{BenchLatencyArgs, BenchThroughputArgs, WithEngine};
 pub use bench_serving::BenchServingArgs;

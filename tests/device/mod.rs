@@ -2,6 +2,7 @@
 //! whole models against transformers. Each test binary has its own `dev`, which makes the device under test.
 
 mod attention;
+mod bench_kernels;
 pub mod determinism;
 mod float_types;
 pub mod golden;

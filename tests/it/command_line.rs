@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench_engine;
+mod bench_kernels;
 mod chat;
 mod draft_model;
 mod flags;
