@@ -1,14 +1,20 @@
 #!/usr/bin/env python3
-"""A table of the kernels of a step, without sums between ranks, from the log of benches/gpu/run's part `ncu`.
+"""Tables of the kernels of a step, without sums between ranks, from the log of benches/gpu/run: one for each
+of its parts `ncu` and `ncu-fastest`.
 
     python3 benches/gpu/kernel_table.py LOG --config models/nemotron-4-340b-instruct --tp 8 \\
         --context 2048 [--hardware models/h100-80gb.toml] [--read BYTES_PER_SECOND]
 
-LOG has the CSV that Nsight Compute prints, among any other lines. Launches are divided into steps at each
-launch of `embed`; only steps that compute logits count, and of several steps of one kind and number of rows
-the last two, as in that part. A row of the table has the median time of a kernel's launches, its bytes and
-FLOP by the kernel's COST line at these shapes, the floor that follows from the GPU's rates, and how many
-times the floor the kernel takes. `--read` replaces the rate of memory of the GPU's file, by a measured one.
+LOG has the CSV that Nsight Compute prints for each run, among any other lines. Launches are divided into
+steps at each launch of `embed`; only steps that compute logits count, and of several steps of one kind and
+number of rows the last two, as in those parts. A row of a table has the median time of a kernel's launches,
+its bytes and FLOP by the kernel's COST line at these shapes, the floor that follows from the GPU's rates, and
+how many times the floor the kernel takes. `--read` replaces the rate of memory of the GPU's file, by a
+measured one.
+
+Where cuBLASLt computes a product, the launches around its own kernel are shown: `unpack` of the weights and
+of the inputs, and `rescale`. A step with such launches is of a kind of its own. They are named after the
+product if their grids are those of its shape; otherwise they have no name and no bytes.
 """
 
 import argparse
@@ -28,6 +34,11 @@ STEPS = 2
 PRODUCTS = ["linear QKV", "linear attention output", "linear MLP up", "linear MLP down"]
 # Positions of an item of attention.
 SPLIT = 256
+# The launches of a product by cuBLASLt, without the library's own.
+LIBRARY = ["unpack", "unpack", "rescale"]
+# The largest grid of `unpack`, threads of a block, and outputs per block of `rescale`, in
+# src/device/cuda/cublaslt_linear.rs.
+UNPACK_BLOCKS, THREADS, RESCALED = 1056, 256, 2048
 GPU = Path("models/h100-80gb.toml")
 
 TIMES = {"nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3}
@@ -38,10 +49,11 @@ DURATION, READ = "gpu__time_duration.sum", "dram__bytes_read.sum"
 
 @dataclass
 class Launch:
-    """A launch of a kernel: its blocks along x, its time, and the bytes that it read from memory."""
+    """A launch of a kernel: its blocks along x and y, its time, and the bytes that it read from memory."""
 
     kernel: str
     blocks: int
+    blocks_y: int = 1
     seconds: float = 0.0
     read: float = 0.0
 
@@ -76,12 +88,15 @@ class Shapes:
 
 @dataclass(frozen=True)
 class Step:
-    """A kind of step: decode or prefill, its rows, rows with logits, and positions before its rows."""
+    """A kind of step: decode or prefill, its rows, rows with logits, positions before its rows, and whether
+    cuBLASLt computes products.
+    """
 
     prefill: bool
     rows: int
     logits: int
     context: int
+    library: bool = False
 
     def pairs(self) -> int:
         """Pairs of a row and a position that it attends to."""
@@ -109,42 +124,67 @@ def linear(rows: int, out: int, inner: int, weight: int = 1, inputs: int = 1, re
     return Cost(moved, 2.0 * rows * out * inner, "products" if inputs == 1 else "attention")
 
 
+def products(s: Shapes) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the products of a layer."""
+    qkv, up = (s.q + 2 * s.kv) * s.dim, s.ffn * (2 if s.gated else 1)
+    shapes = [(qkv, s.hidden), (s.hidden, s.q * s.dim), (up, s.hidden), (s.hidden, s.ffn)]
+    return dict(zip(PRODUCTS, shapes, strict=True))
+
+
+def around(product: str) -> list[str]:
+    """The names of the launches of LIBRARY for a product."""
+    name = product.removeprefix("linear ")
+    return [f"unpack weights, {name}", f"unpack inputs, {name}", f"rescale, {name}"]
+
+
+def library_costs(shapes: Shapes, rows: int) -> dict[str, Cost]:
+    """The COST lines of unpack.cu and rescale.cu for the products of a layer."""
+    found = {}
+    for product, (out, inner) in products(shapes).items():
+        costs = [Cost(2 * out * inner), Cost(2 * rows * inner), Cost(4 * rows * out)]
+        found |= dict(zip(around(product), costs, strict=True))
+    return found
+
+
 def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
     """The COST lines of the kernels, in FP8 with an E4M3 cache and BF16 between kernels."""
-    rows, qkv, up = step.rows, (s.q + 2 * s.kv) * s.dim, s.ffn * (2 if s.gated else 1)
+    rows = step.rows
+    layer = {name: linear(rows, out, inner) for name, (out, inner) in products(s).items()}
+    qkv, up = (products(s)[name][0] for name in ("linear QKV", "linear MLP up"))
     attended = 4.0 * s.dim * s.q * step.pairs()
     # A prompt's keys and values are read once; the rows of a step of decode have one cache each.
     cached = (rows if step.prefill else step.pairs()) * s.kv * 2 * s.dim
-    return {
+    return layer | library_costs(s, rows) | {
         "embed": Cost(rows * s.hidden * (4 + 2)),
         "norm": Cost(rows * s.hidden * (4 + 2 + 4 + 1) + 8 * s.hidden),
         "norm before the head": Cost(step.logits * s.hidden * (4 + 2) + 8 * s.hidden),
-        "linear QKV": linear(rows, qkv, s.hidden),
         "rope": Cost(rows * (qkv * 2 + s.q * s.dim * 4 + 2 * s.kv * s.dim)),
         "attention_decode": Cost(cached, attended, "attention"),
         "attention_prefill": Cost(cached, attended, "attention"),
         "attention_combine": Cost(step.entries() * s.q * (s.dim + 2) * 4 + rows * s.q * s.dim),
-        "linear attention output": linear(rows, s.hidden, s.q * s.dim),
-        "linear MLP up": linear(rows, up, s.hidden),
         "activation": Cost(rows * (2 * up + s.ffn)),
-        "linear MLP down": linear(rows, s.hidden, s.ffn),
         "select": Cost(step.logits * s.hidden * 8),
         "linear head": linear(step.logits, s.vocab, s.hidden, head_bytes, 2, 4),
         "sample": Cost(step.logits * s.vocab * 4),
     }
 
 
-def launches(lines: Iterator[str]) -> list[Launch]:
-    """The launches of the CSV, in the order of their ids.
+def launches(lines: Iterator[str]) -> list[list[Launch]]:
+    """The launches of each run, in the order of their ids.
 
     Raises ValueError if there is no CSV, or a value has an unknown unit.
     """
     quoted = [line for line in lines if line.startswith('"')]
-    start = next((i for i, line in enumerate(quoted) if line.startswith('"ID"')), None)
-    if start is None:
+    starts = [i for i, line in enumerate(quoted) if line.startswith('"ID"')]
+    if not starts:
         raise ValueError('no line begins with "ID": the log has no CSV of Nsight Compute')
+    return [of_run(quoted[start:end]) for start, end in zip(starts, [*starts[1:], len(quoted)])]
+
+
+def of_run(lines: list[str]) -> list[Launch]:
+    """The launches of one run's CSV."""
     found: dict[int, Launch] = {}
-    for row in csv.DictReader(quoted[start:]):
+    for row in csv.DictReader(lines):
         name, unit = row["Metric Name"], row["Metric Unit"]
         if not row["Kernel Name"].startswith(PREFIX) or name not in (DURATION, READ):
             continue
@@ -152,8 +192,8 @@ def launches(lines: Iterator[str]) -> list[Launch]:
         if unit not in units:
             raise ValueError(f"{name} has the unit {unit!r}; expected one of {', '.join(units)}")
         kernel = row["Kernel Name"].removeprefix(PREFIX).split("(")[0]
-        blocks = re.search(r"\d+", row["Grid Size"])
-        launch = found.setdefault(int(row["ID"]), Launch(kernel, int(blocks[0]) if blocks else 0))
+        x, y = [int(blocks) for blocks in (*re.findall(r"\d+", row["Grid Size"]), 0, 0)[:2]]
+        launch = found.setdefault(int(row["ID"]), Launch(kernel, x, y))
         value = float(row["Metric Value"].replace(",", "")) * units[unit]
         if name == DURATION:
             launch.seconds = value
@@ -171,40 +211,99 @@ class Timed:
     launches: list[tuple[str, Launch]] = field(default_factory=list)
 
 
-def label(launch: Launch, products: int, after_select: bool) -> str:
-    """The kernel's name in the table. `products` counts those before it in the step."""
-    if launch.kernel.startswith("linear_"):
-        return "linear head" if after_select else PRODUCTS[products % len(PRODUCTS)]
-    if launch.kernel == "norm" and after_select:
+def grids(rows: int, out: int, inner: int) -> list[tuple[int, int]]:
+    """The grids of the launches of LIBRARY for a product."""
+    unpack = [(min(UNPACK_BLOCKS, -(-(count * inner // 16) // THREADS)), 1) for count in (out, rows)]
+    return [*unpack, (rows, -(-out // RESCALED))]
+
+
+def groups(part: list[Launch]) -> list[list[Launch]]:
+    """The launches of a step, with those of a product together.
+
+    A product of many rows may take several launches of `linear`; other kernels stand between two products.
+    """
+    found: list[list[Launch]] = []
+    for i, launch in enumerate(part):
+        is_linear = launch.kernel.startswith("linear_")
+        if is_linear and i > 0 and part[i - 1].kernel.startswith("linear_"):
+            found[-1].append(launch)
+        elif kernels_of(found[-2:] + [[launch]]) == LIBRARY:
+            found[-2:] = [[*found[-2], *found[-1], launch]]
+        else:
+            found.append([launch])
+    return found
+
+
+def kernels_of(launches_of_groups: list[list[Launch]]) -> list[str]:
+    """The kernels of all launches of groups."""
+    return [launch.kernel for group in launches_of_groups for launch in group]
+
+
+def is_product(group: list[Launch]) -> bool:
+    """Whether launches are those of a product."""
+    return group[0].kernel.startswith("linear_") or kernels_of([group]) == LIBRARY
+
+
+def product_names(group: list[Launch], product: str, rows: int, shapes: Shapes) -> list[str]:
+    """The names of the launches of a product; the kernels' names if the grids are not of its shape."""
+    if group[0].kernel.startswith("linear_"):
+        return [product]
+    same = [(launch.blocks, launch.blocks_y) for launch in group] == grids(rows, *products(shapes)[product])
+    return around(product) if same else kernels_of([group])
+
+
+def other_name(kernel: str, after_select: bool) -> str:
+    """The name of a kernel that computes no product."""
+    if kernel == "norm" and after_select:
         return "norm before the head"
-    return re.sub(r"^(attention_\w+?)_(e4m3|bf16)_\d+$", r"\1", launch.kernel)
+    return re.sub(r"^(attention_\w+?)_(e4m3|bf16)_\d+$", r"\1", kernel)
 
 
-def steps(all_launches: list[Launch], context: int) -> list[Timed]:
-    """The steps that compute logits."""
+def named(part: list[Launch], shapes: Shapes) -> list[tuple[str, Launch]]:
+    """The launches of a step with their names in the table.
+
+    Products are named by their order. If they are not those of whole layers, they keep the kernels' names.
+    """
+    found: list[tuple[str, Launch]] = []
+    of_step = groups(part)
+    select = next(i for i, group in enumerate(of_step) if group[0].kernel == "select")
+    whole = sum(map(is_product, of_step[:select])) % len(PRODUCTS) == 0
+    before = 0
+    for i, group in enumerate(of_step):
+        if not is_product(group):
+            names = [other_name(group[0].kernel, i > select)]
+        elif i > select and len(group) == 1:
+            names = ["linear head"]
+        elif i < select and whole:
+            names = product_names(group, PRODUCTS[before % len(PRODUCTS)], part[0].blocks, shapes)
+            before += 1
+        else:
+            names = kernels_of([group])
+        found += zip(names, group if len(names) == len(group) else [total(group)], strict=True)
+    return found
+
+
+def total(group: list[Launch]) -> Launch:
+    """The launches of a product as one."""
+    seconds, read = sum(launch.seconds for launch in group), sum(launch.read for launch in group)
+    return Launch(group[0].kernel, group[0].blocks, group[0].blocks_y, seconds, read)
+
+
+def steps(launches_of_run: list[Launch], context: int, shapes: Shapes) -> list[Timed]:
+    """The steps of a run that compute logits."""
     found = []
-    starts = [i for i, launch in enumerate(all_launches) if launch.kernel == "embed"]
-    for start, end in zip(starts, [*starts[1:], len(all_launches)]):
-        part = all_launches[start:end]
+    starts = [i for i, launch in enumerate(launches_of_run) if launch.kernel == "embed"]
+    for start, end in zip(starts, [*starts[1:], len(launches_of_run)]):
+        part = launches_of_run[start:end]
         select = next((i for i, launch in enumerate(part) if launch.kernel == "select"), None)
         if select is None:
             continue
         prefill = any(launch.kernel.startswith("attention_prefill") for launch in part)
+        library = any(launch.kernel in LIBRARY for launch in part)
         head = next((launch for launch in part[select:] if launch.kernel.startswith("linear_")), None)
-        kind = Step(prefill, part[0].blocks, part[select].blocks, 0 if prefill else context)
-        timed = Timed(kind, 2 if head and head.kernel.startswith("linear_bf16") else 1)
-        products = 0
-        for i, launch in enumerate(part):
-            is_product = launch.kernel.startswith("linear_")
-            if is_product and i > 0 and part[i - 1].kernel.startswith("linear_"):
-                # A product of many rows may take several launches; other kernels stand between two products.
-                last = timed.launches[-1][1]
-                last.seconds += launch.seconds
-                last.read += launch.read
-                continue
-            timed.launches.append((label(launch, products, i > select), launch))
-            products += is_product
-        found.append(timed)
+        kind = Step(prefill, part[0].blocks, part[select].blocks, 0 if prefill else context, library)
+        head_bytes = 2 if head and head.kernel.startswith("linear_bf16") else 1
+        found.append(Timed(kind, head_bytes, named(part, shapes)))
     return found
 
 
@@ -212,7 +311,7 @@ def table(found: list[Timed], shapes: Shapes, rates: dict[str, float]) -> Iterat
     """The lines of the table."""
     yield "| step | kernel | launches | µs | MB | GFLOP | floor µs | times | MB read from memory |"
     yield "|---|---|---|---|---|---|---|---|---|"
-    kinds = sorted({timed.step for timed in found}, key=lambda step: (step.prefill, step.rows))
+    kinds = sorted({timed.step for timed in found}, key=lambda step: (step.prefill, step.library, step.rows))
     for kind in kinds:
         # Earlier steps of the kind are starts of sequences and warm-up.
         last = [timed for timed in found if timed.step == kind][-STEPS:]
@@ -223,6 +322,7 @@ def table(found: list[Timed], shapes: Shapes, rates: dict[str, float]) -> Iterat
             seconds = statistics.median(launch.seconds for launch in of_name)
             read = statistics.median(launch.read for launch in of_name)
             step = f"{'prefill' if kind.prefill else 'decode'} {kind.rows}"
+            step += " cuBLASLt" if kind.library else ""
             row = f"| {step} | {name} | {len(of_name) // len(last)} | {seconds * 1e6:.1f} |"
             cost = known.get(name)
             if cost is None:
@@ -263,13 +363,14 @@ def main() -> None:
         rates = rates_of(o.hardware)
         rates["read"] = o.read or rates["read"]
         with o.log.open() as log:
-            found = steps(launches(log), o.context)
+            shapes = Shapes.read(o.config, o.tp)
+            found = [steps(run, o.context, shapes) for run in launches(log)]
     except ValueError as error:
         sys.exit(str(error))
+    found = [run for run in found if run]
     if not found:
         sys.exit(f"{o.log}: no step with logits among the launches")
-    for line in table(found, Shapes.read(o.config, o.tp), rates):
-        print(line)
+    print("\n\n".join("\n".join(table(run, shapes, rates)) for run in found))
 
 
 if __name__ == "__main__":

@@ -15,29 +15,79 @@ fn line<T: AsRef<str>>(fields: impl IntoIterator<Item = T>) -> String {
     fields.join(",")
 }
 
-/// The kernels of a step of one layer, with their blocks along x.
-fn step(rows: usize, attention: &'static str, logits: usize) -> Vec<(&'static str, usize)> {
-    let mut launches = vec![("embed", rows), ("norm", rows), ("linear_e4m3_8", 132), ("rope", rows)];
-    launches.extend([(attention, 132), ("attention_combine", rows), ("linear_e4m3_8", 132)]);
-    launches.extend([("norm", rows), ("linear_e4m3_8", 132)]);
-    // More than 256 rows take two launches of MLP up.
-    launches.extend((rows > 256).then_some(("linear_e4m3_8", 132)));
-    launches.extend([("activation", rows), ("linear_e4m3_8", 132)]);
+/// A launch of a kernel, with its blocks along x and y.
+#[derive(Debug, Clone, Copy)]
+struct Launched {
+    kernel: &'static str,
+    blocks: [usize; 2],
+}
+
+/// A launch with blocks along x only.
+fn launch(kernel: &'static str, blocks: usize) -> Launched {
+    Launched { kernel, blocks: [blocks, 1] }
+}
+
+/// The launches around a product of cuBLASLt for 512 rows: `inputs` blocks unpack the inputs, and `rescale`
+/// has this many blocks along y.
+fn library(inputs: usize, rescale: usize) -> Vec<Launched> {
+    let rescale = Launched { kernel: "rescale", blocks: [512, rescale] };
+    vec![launch("unpack", 1056), launch("unpack", inputs), rescale]
+}
+
+/// The launches of the four products of a layer.
+struct Products {
+    qkv: Vec<Launched>,
+    output: Vec<Launched>,
+    up: Vec<Launched>,
+    down: Vec<Launched>,
+}
+
+impl Products {
+    /// Products by the kernel `linear`.
+    fn linear(rows: usize) -> Self {
+        let linear = || vec![launch("linear_e4m3_8", 132)];
+        // More than 256 rows take two launches of MLP up.
+        let up = if rows > 256 { [linear(), linear()].concat() } else { linear() };
+        Self { qkv: linear(), output: linear(), up, down: linear() }
+    }
+}
+
+/// The kernels of a step of one layer.
+fn step_with(rows: usize, attention: &'static str, logits: usize, products: Products) -> Vec<Launched> {
+    let Products { qkv, output, up, down } = products;
+    let mut launches = vec![launch("embed", rows), launch("norm", rows)];
+    launches.extend(qkv);
+    launches.extend([launch("rope", rows), launch(attention, 132), launch("attention_combine", rows)]);
+    launches.extend(output);
+    launches.push(launch("norm", rows));
+    launches.extend(up);
+    launches.push(launch("activation", rows));
+    launches.extend(down);
     if logits > 0 {
-        launches.extend([("select", logits), ("norm", logits), ("linear_bf16_8", 132), ("sample", logits)]);
+        launches.extend([launch("select", logits), launch("norm", logits)]);
+        launches.extend([launch("linear_bf16_8", 132), launch("sample", logits)]);
     }
     launches
 }
 
+fn step(rows: usize, attention: &'static str, logits: usize) -> Vec<Launched> {
+    step_with(rows, attention, logits, Products::linear(rows))
+}
+
+/// A prompt of 512 tokens, with these products.
+fn prompt(products: Products) -> Vec<Launched> {
+    step_with(512, "attention_prefill_e4m3_192", 1, products)
+}
+
 /// A log with the launches of these steps. A launch takes as many microseconds as its kernel's name has
 /// letters, times the step's factor.
-fn log(steps: &[(Vec<(&str, usize)>, u32)]) -> String {
+fn log(steps: &[(Vec<Launched>, u32)]) -> String {
     let columns = line(COLUMNS.split(','));
     let mut text = format!("== ncu, at most 50 s\n==PROF== Connected to process 7\n{columns}\n");
     let launches = steps.iter().flat_map(|(launches, factor)| launches.iter().map(move |l| (l, factor)));
-    for (id, ((kernel, blocks), factor)) in launches.enumerate() {
+    for (id, (Launched { kernel, blocks: [x, y] }, factor)) in launches.enumerate() {
         let (id, name) = (id.to_string(), format!("octant_{kernel}"));
-        let grid = format!("({blocks}, 1, 1)");
+        let grid = format!("({x}, {y}, 1)");
         let launch = [&id, "7", "octant", "127.0.0.1", &name, "1", "7", "(512, 1, 1)", &grid, "0", "9.0"];
         let time = format!("{},000", kernel.len() * *factor as usize);
         for metric in [
@@ -70,9 +120,7 @@ fn every_kernel_of_a_step_has_a_row() {
     let decode = |factor| (step(2, "attention_decode_e4m3_192", 2), factor);
     let captured = (step(32, "attention_decode_e4m3_192", 0), 1);
     let prefill = (step(512, "attention_prefill_e4m3_192", 1), 100);
-    let output = run(&log(&[captured, decode(50), decode(1), decode(3), prefill]));
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = table(&log(&[captured, decode(50), decode(1), decode(3), prefill]));
     // Embedding: 2 rows of 18,432 elements of 6 bytes, 221,184 bytes at 3.35 TB/s.
     // QKV: 14 heads of 192 by 18,432 bytes, 2 rows of inputs and of BF16 outputs, and scales:
     // 49,545,216 + 36,864 + 10,752 + 10,760 bytes. The median of 13 and 39 us is 26.
@@ -100,6 +148,97 @@ fn every_kernel_of_a_step_has_a_row() {
     assert!(!text.contains("| – |") && !text.contains("decode 32"), "{text}");
 }
 
+/// The table of a log, which the script must accept.
+fn table(log: &str) -> String {
+    let output = run(log);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn assert_rows(text: &str, rows: &[impl AsRef<str>]) {
+    for row in rows.iter().map(AsRef::as_ref) {
+        assert!(text.contains(row), "{row} is missing:\n{text}");
+    }
+}
+
+/// The launches around cuBLASLt's products are named after the product, whichever of the four the library
+/// computes. The other run of the log has a table of its own, and launches before the first step of a run
+/// belong to no step.
+#[test]
+fn launches_around_library_products_have_rows() {
+    let linear = || Products::linear(512);
+    // 2,688 and 9,216 outputs of QKV and MLP up, 18,432 of the other two; 2,048 per block.
+    let some = Products { qkv: library(1056, 2), up: library(1056, 5), ..linear() };
+    let others = Products { output: library(288, 9), down: library(1056, 9), ..linear() };
+    let check_at_start = vec![launch("linear_e4m3_8", 132), launch("unpack", 9)];
+    let text = log(&[(prompt(linear()), 3)]) + &log(&[(check_at_start, 7), (prompt(some), 1)]);
+    let text = table(&text);
+    let (first, text) = text.split_once("\n\n").unwrap();
+    let rows = ["linear QKV | 1 | 39.0 |", "linear MLP up | 1 | 78.0 |", "linear head | 1 | 39.0 |"];
+    assert_rows(first, &rows.map(|row| format!("| prefill 512 | {row}")));
+    assert!(!first.contains("cuBLASLt"), "{first}");
+    // QKV has 2,688 x 18,432 weights and 512 x 18,432 inputs, read and written, and 512 x 2,688 outputs of
+    // two bytes: 99,090,432, 18,874,368 and 5,505,024 bytes at 3.35 TB/s. MLP up: 339,738,624 and 18,874,368.
+    assert_rows(
+        text,
+        &[
+            "| prefill 512 cuBLASLt | unpack weights, QKV | 1 | 6.0 | 99.09 | 0.00 | 29.58 | 0.20 | 2.00 |",
+            "| prefill 512 cuBLASLt | unpack inputs, QKV | 1 | 6.0 | 18.87 | 0.00 | 5.63 | 1.06 | 2.00 |",
+            "| prefill 512 cuBLASLt | rescale, QKV | 1 | 7.0 | 5.51 | 0.00 | 1.64 | 4.26 | 2.00 |",
+            "| prefill 512 cuBLASLt | unpack weights, MLP up | 1 | 6.0 | 339.74 |",
+            "| prefill 512 cuBLASLt | rescale, MLP up | 1 | 7.0 | 18.87 |",
+            "| prefill 512 cuBLASLt | linear attention output | 1 | 13.0 |",
+            "| prefill 512 cuBLASLt | linear MLP down | 1 | 13.0 |",
+            "| prefill 512 cuBLASLt | sample | 1 | 6.0 |",
+        ],
+    );
+    assert!(!text.contains("cuBLASLt | linear QKV") && !text.contains("| – |"), "{text}");
+    let text = table(&log(&[(prompt(others), 1)]));
+    // 18,432 outputs of 2,304 and of 9,216 inputs: 84,934,656, 2,359,296 and 37,748,736 bytes; 339,738,624
+    // and 9,437,184. 288 blocks of 256 threads unpack 512 x 2,304 bytes, 16 each.
+    assert_rows(
+        &text,
+        &[
+            "| prefill 512 cuBLASLt | unpack weights, attention output | 1 | 6.0 | 84.93 |",
+            "| prefill 512 cuBLASLt | unpack inputs, attention output | 1 | 6.0 | 2.36 |",
+            "| prefill 512 cuBLASLt | rescale, attention output | 1 | 7.0 | 37.75 |",
+            "| prefill 512 cuBLASLt | unpack weights, MLP down | 1 | 6.0 | 339.74 |",
+            "| prefill 512 cuBLASLt | unpack inputs, MLP down | 1 | 6.0 | 9.44 |",
+            "| prefill 512 cuBLASLt | rescale, MLP down | 1 | 7.0 | 37.75 |",
+            "| prefill 512 cuBLASLt | linear QKV | 1 | 13.0 |",
+            "| prefill 512 cuBLASLt | linear MLP up | 1 | 26.0 |",
+        ],
+    );
+}
+
+/// Launches around a product whose grid is that of another one keep the kernels' names, without bytes, and so
+/// do all products of a step that are not four per layer.
+#[test]
+fn library_launches_that_do_not_fit_are_not_named() {
+    let mistaken = Products { qkv: library(1056, 9), ..Products::linear(512) };
+    let text = table(&log(&[(prompt(mistaken), 1)]));
+    assert_rows(
+        &text,
+        &[
+            "| prefill 512 cuBLASLt | unpack | 2 | 6.0 | – | – | – | – | 2.00 |",
+            "| prefill 512 cuBLASLt | rescale | 1 | 7.0 | – | – | – | – | 2.00 |",
+            "| prefill 512 cuBLASLt | linear MLP up | 1 | 26.0 |",
+        ],
+    );
+    assert!(!text.contains("unpack weights") && !text.contains("rescale, "), "{text}");
+    let torn = Products { qkv: library(1056, 2)[..2].to_vec(), ..Products::linear(512) };
+    let text = table(&log(&[(prompt(torn), 1)]));
+    assert_rows(
+        &text,
+        &[
+            "| prefill 512 cuBLASLt | unpack | 2 | 6.0 | – |",
+            "| prefill 512 cuBLASLt | linear_e4m3_8 | 4 | 13.0 | – |",
+            "| prefill 512 cuBLASLt | linear head | 1 | 13.0 |",
+        ],
+    );
+    assert!(!text.contains("linear MLP") && !text.contains("QKV"), "{text}");
+}
+
 #[test]
 fn a_log_without_a_step_is_refused() {
     let refusal = |log: &str| {
@@ -111,4 +250,28 @@ fn a_log_without_a_step_is_refused() {
     assert!(refusal(&log(&[(step(2, "attention_decode_e4m3_192", 0), 1)])).contains("no step with logits"));
     let other_unit = log(&[(step(2, "attention_decode_e4m3_192", 2), 1)]).replace("nsecond", "cycle");
     assert!(refusal(&other_unit).contains("has the unit 'cycle'"));
+}
+
+/// The table in the documentation of `benches/gpu/run` has its parts, in their order and with their seconds.
+#[test]
+fn the_parts_of_a_run_are_documented_and_take_eight_minutes() {
+    let text = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/gpu").join(name);
+        std::fs::read_to_string(path).unwrap()
+    };
+    let (script, page) = (text("run"), text("README.md"));
+    let (_, parts) = script.split_once("\nparts=\"\n").unwrap();
+    let (parts, commands) = parts.split_once("\n\"\n").unwrap();
+    let parts: Vec<(&str, &str)> = parts.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let parts: Vec<(&str, u32)> =
+        parts.into_iter().map(|(name, seconds)| (name, seconds.trim().parse().unwrap())).collect();
+    assert_eq!(parts.iter().map(|(_, seconds)| seconds).sum::<u32>(), 480);
+    let rows = parts.iter().map(|(name, seconds)| format!("| `{name}` | {seconds} |"));
+    let documented = page.lines().filter(|line| line.starts_with("| `") && line.split('|').count() == 6);
+    let documented: Vec<String> =
+        documented.map(|line| line.split('|').take(3).collect::<Vec<_>>().join("|") + "|").collect();
+    assert_eq!(documented, rows.collect::<Vec<_>>());
+    for (name, _) in &parts {
+        assert!(commands.contains(&format!("\n    {name}) command=(")), "{name} has no command");
+    }
 }
