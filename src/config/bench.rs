@@ -80,6 +80,9 @@ pub struct BenchKernelsArgs {
         value_parser = at_least_1
     )]
     pub(crate) rows: Vec<usize>,
+    /// Positions that each row of attention attends to
+    #[arg(long, value_name = "TOKENS", default_value = "2048", value_parser = at_least_1)]
+    pub(crate) context: usize,
     /// Measurements of each operation, of which the median is shown
     #[arg(long, value_name = "N", default_value = "20", value_parser = at_least_1)]
     pub(crate) reps: usize,

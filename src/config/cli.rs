@@ -91,7 +91,7 @@ pub enum BenchCommand {
     /// the time to read its weights and KV cache.
     Rank(BenchRankArgs),
     /// Time operations of a device one by one at the shapes of one rank's share of a model, against the time
-    /// to read their bytes: sampling, scores, reward head and the residual stream.
+    /// to read their bytes: sampling, scores, reward head, attention and the residual stream.
     Kernels(BenchKernelsArgs),
     /// Measure the host cost of scheduler, engine and server, with simulated steps that use no CPU.
     Host(BenchHostArgs),

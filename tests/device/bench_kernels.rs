@@ -19,7 +19,7 @@ fn config(reward: Option<RewardHead>) -> ModelConfig {
 
 /// Measures every operation for these rows of one of two ranks.
 fn times(config: &ModelConfig, rows: &[usize]) -> Vec<KernelTime> {
-    let bench = KernelBench { config, ranks: 2, rows, runs: 2, reps: 1 };
+    let bench = KernelBench { config, ranks: 2, rows, context: 300, runs: 2, reps: 1 };
     let mut times = Vec::new();
     let mut each = |time| {
         times.push(time);
@@ -37,6 +37,9 @@ fn every_operation_is_timed_at_the_shapes_of_a_rank() {
     let times = times(&config(Some(head)), &[1, 65]);
     let found: Vec<_> =
         times.iter().map(|time| (time.kernel, time.rows, time.launches, time.bytes)).collect();
+    // Six query heads and one of keys and values, of 16 elements. 300 positions are two splits.
+    let rope = (6 + 2) * 16 * 2 + 6 * 16 * 4 + 2 * 16;
+    let attention = rope + 300 * 2 * 16 + 2 * 6 * (16 + 2) * 4 + 6 * 16;
     assert_eq!(
         found,
         [
@@ -49,6 +52,7 @@ fn every_operation_is_timed_at_the_shapes_of_a_rank() {
             ("select", 1, 1, 64 * 8),
             ("norm", 1, 1, 64 * 11 + 64 * 8),
             ("activation", 1, 1, 64 * 2 + 64),
+            ("attention", 1, 3, attention),
             ("add", 1, 1, 64 * 2 * 3),
             ("sample", 65, 2, 65 * 384 * 4 * 30),
             ("shortlist", 65, 2, 65 * 192 * 4 * 13),
@@ -59,6 +63,7 @@ fn every_operation_is_timed_at_the_shapes_of_a_rank() {
             ("select", 65, 1, 65 * 64 * 8),
             ("norm", 65, 1, 65 * 64 * 11 + 64 * 8),
             ("activation", 65, 1, 65 * (64 * 2 + 64)),
+            ("attention", 65, 3, 65 * attention),
             ("add", 65, 1, 65 * 64 * 2 * 3),
         ]
     );
@@ -82,13 +87,13 @@ fn every_operation_is_timed_at_the_shapes_of_a_rank() {
 #[test]
 fn a_model_without_a_reward_head_has_no_row_for_it() {
     let times = times(&config(None), &[3]);
-    assert_eq!(times.len(), 9);
+    assert_eq!(times.len(), 10);
     assert!(times.iter().all(|time| time.kernel != "reward_head" && time.rows == 3), "{times:?}");
 }
 
 #[test]
 fn a_model_that_cannot_be_divided_is_refused() {
-    let bench = KernelBench { config: &config(None), ranks: 5, rows: &[1], runs: 1, reps: 1 };
+    let bench = KernelBench { config: &config(None), ranks: 5, rows: &[1], context: 1, runs: 1, reps: 1 };
     let refused = measure(&dev::one(), &bench, &mut |_| Ok(()));
     let error = refused.unwrap_err().to_string();
     assert!(error.contains("query heads: expected a multiple of 5 ranks, got 12"), "{error}");

@@ -2,7 +2,8 @@
 //! inputs of products are E4M3, and results of products are BF16. The names of the functions are those of the
 //! kernels. Lists of ids and scales are neglected.
 
-use crate::device::SHORTLIST;
+use crate::device::attention_tiles::SPLIT_TOKENS;
+use crate::device::{HeadShape, SHORTLIST};
 
 /// How often `sample` reads the logits of a row with top-k and top-p.
 const SAMPLE_READS: usize = 30;
@@ -26,6 +27,17 @@ pub(super) fn norm(rows: usize, cols: usize) -> usize {
 /// `kernels/activation.cu`. `input` counts the gate.
 pub(super) fn activation(rows: usize, input: usize, cols: usize) -> usize {
     rows * (2 * input + cols)
+}
+
+/// `kernels/rope.cu` from BF16, `kernels/attention_decode.cu` over an E4M3 cache, and
+/// `kernels/attention_combine.cu` to E4M3, for rows that attend to `context` positions each.
+pub(super) fn attention(rows: usize, context: usize, heads: HeadShape) -> usize {
+    let HeadShape { q_heads, kv_heads, head_dim } = heads;
+    let codes = 2 * kv_heads * head_dim;
+    let rope = (q_heads + 2 * kv_heads) * head_dim * 2 + q_heads * head_dim * 4 + codes;
+    let entries = context.div_ceil(SPLIT_TOKENS);
+    let combine = entries * q_heads * (head_dim + 2) * 4 + q_heads * head_dim;
+    rows * (rope + context * codes + combine)
 }
 
 /// `kernels/add.cu` with BF16 elements.

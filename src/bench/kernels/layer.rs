@@ -137,6 +137,6 @@ impl<D: Device> LayerOperations<'_, D> {
         })?;
         let bytes = pieces().map(|rows| bytes::reward_head(rows, hidden, width)).sum();
         let kernel = Kernel { rows, launches: pieces().count(), bytes, ..Kernel::of("reward_head") };
-        Ok(kernel.timed([width, hidden], time))
+        Ok(kernel.timed([rows, hidden, width], time))
     }
 }

@@ -9,13 +9,15 @@ use super::timer::{RunTime, Timing};
 pub struct KernelTime {
     /// The operation of the device.
     pub operation: &'static str,
-    /// The kernel that it launches on CUDA.
+    /// The kernel that it launches on CUDA; `attention` stands for `rope`, `attention_decode` and
+    /// `attention_combine`.
     pub kernel: &'static str,
     /// Rows.
     pub rows: usize,
     /// Launches for these rows.
     pub launches: usize,
-    /// Shape of the input.
+    /// Shape of the input: for `add` after the number of summands, for `reward_head` before its width, for
+    /// `attention` rows, positions and elements of a row of queries.
     pub shape: Vec<usize>,
     /// How it was timed.
     pub timing: Timing,

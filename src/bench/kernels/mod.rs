@@ -2,10 +2,11 @@
 //! model, against the time to read their bytes from memory.
 //!
 //! Steps of `octant bench rank` sample greedily and score nothing, so they do not run random sampling,
-//! shortlists, log-probabilities of prompts and reward heads. Here each of these is measured, with the
-//! operations of the residual stream. Operations repeat over the same buffers, which stay in the GPU's L2
-//! cache where they fit, so an operation may take less than its floor.
+//! shortlists, log-probabilities of prompts and reward heads. Here each of these is measured, with attention
+//! of decode rows and the operations of the residual stream. Operations repeat over the same buffers, which
+//! stay in the GPU's L2 cache where they fit, so an operation may take less than its floor.
 
+mod attention;
 mod bytes;
 mod layer;
 mod measured;
@@ -27,6 +28,7 @@ use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
 use crate::machine;
 use crate::model::ModelConfig;
 use crate::stdio::results::print_line;
+use attention::AttentionOperation;
 use layer::LayerOperations;
 use sampling::{SamplingOperations, Vocabulary};
 use timer::Timer;
@@ -43,6 +45,8 @@ pub struct KernelBench<'a> {
     pub ranks: usize,
     /// Numbers of rows, each at least 1.
     pub rows: &'a [usize],
+    /// Positions that a row of attention attends to, at least 1.
+    pub context: usize,
     /// The most runs that are enqueued before one wait, on devices that run asynchronously.
     pub runs: usize,
     /// Timed measurements, of which the median counts.
@@ -69,8 +73,14 @@ pub fn run(args: &BenchKernelsArgs) -> anyhow::Result<ExitCode> {
     let read = read_bandwidth(&devices)?;
     let state = before.as_ref().map_or(String::new(), |before| format!(": {before}"));
     tracing::info!("{device}{state}; reads {:.1} GB/s", read / 1e9);
-    let bench =
-        KernelBench { config: &config, ranks: args.tp, rows: &args.rows, runs: RUNS, reps: args.reps };
+    let bench = KernelBench {
+        config: &config,
+        ranks: args.tp,
+        rows: &args.rows,
+        context: args.context,
+        runs: RUNS,
+        reps: args.reps,
+    };
     let mut rows = Vec::new();
     print_line!("{HEADER}")?;
     let mut each = |time: KernelTime| {
@@ -93,7 +103,7 @@ pub fn run(args: &BenchKernelsArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         let report = json!({
             "device": device, "before": before, "after": after, "config": args.config, "tp": args.tp,
-            "reps": args.reps, "read_bytes_per_s": read, "kernels": rows,
+            "context": args.context, "reps": args.reps, "read_bytes_per_s": read, "kernels": rows,
         });
         print_line!("{report:#}")?;
     }
@@ -135,14 +145,16 @@ pub fn measure<D: Device>(
     bench: &KernelBench<'_>,
     each: &mut dyn FnMut(KernelTime) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let KernelBench { config, ranks, rows, runs, reps } = *bench;
+    let KernelBench { config, ranks, rows, context, runs, reps } = *bench;
     let share = config.share(ranks).map_err(anyhow::Error::msg)?;
     let vocabulary = Vocabulary { ids: config.vocab, share: share.vocab, ranks };
     let most = rows.iter().copied().max().unwrap_or(1);
     let timer = Timer::new(device, runs, reps)?;
-    let mut step = device.step(vocabulary.capacity(most, timer.most_runs())).context("buffers of a step")?;
+    let mut step =
+        device.step(vocabulary.capacity(most, context, timer.most_runs())).context("buffers of a step")?;
     let table = embedding(device, &share).context("embedding")?;
     let layer = LayerOperations { device, timer: &timer, share: &share, ranks };
+    let mut attention = AttentionOperation::new(device, &timer, &share, context, most).context("KV cache")?;
     let sampling = SamplingOperations::new(device, &timer, &vocabulary, most).context("logits")?;
     for &rows in rows {
         each(sampling.sample(rows, &mut step).context("sample")?)?;
@@ -156,6 +168,7 @@ pub fn measure<D: Device>(
         each(layer.select(rows).context("select")?)?;
         each(layer.norm(rows).context("norm")?)?;
         each(layer.activation(rows).context("activation")?)?;
+        each(attention.decode(&mut step, rows).context("attention")?)?;
         each(layer.add(rows).context("add")?)?;
     }
     Ok(())

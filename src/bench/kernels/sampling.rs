@@ -48,11 +48,12 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The capacity of a step for at most `runs` runs of an operation over at most `rows` rows.
-    pub(super) fn capacity(&self, rows: usize, runs: usize) -> StepCapacity {
+    /// The capacity of a step for at most `runs` runs of an operation over at most `rows` rows. Their sequences
+    /// have at most `max_positions` tokens.
+    pub(super) fn capacity(&self, rows: usize, max_positions: usize, runs: usize) -> StepCapacity {
         StepCapacity {
             rows,
-            max_positions: 1,
+            max_positions,
             slots: rows,
             samples: runs * rows.div_ceil(LOGIT_ROWS),
             sampled_rows: LOGIT_ROWS,

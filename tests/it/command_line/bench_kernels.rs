@@ -8,8 +8,21 @@ use super::{error_of, octant, parsed, tiny};
 #[test]
 fn kernels_are_timed_against_their_bytes() {
     let model = tiny();
-    let args =
-        ["bench", "kernels", "--config", &model, "--tp", "2", "--rows", "1,3", "--reps", "2", "--json"];
+    let args = [
+        "bench",
+        "kernels",
+        "--config",
+        &model,
+        "--tp",
+        "2",
+        "--rows",
+        "1,3",
+        "--context",
+        "70",
+        "--reps",
+        "2",
+        "--json",
+    ];
     let output = octant(&args, &[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -18,7 +31,7 @@ fn kernels_are_timed_against_their_bytes() {
     let read = figures["read_bytes_per_s"].as_f64().unwrap();
     let kernels = figures["kernels"].as_array().unwrap();
     let lines: Vec<&str> = text[..json].lines().collect();
-    assert_eq!((kernels.len(), lines.len()), (18, 20), "{text}");
+    assert_eq!((kernels.len(), lines.len()), (20, 22), "{text}");
     for (kernel, line) in kernels.iter().zip(&lines[1..]) {
         let number = |name: &str| kernel[name].as_f64().unwrap();
         let floor = number("bytes") / read * 1e6;
@@ -32,7 +45,7 @@ fn kernels_are_timed_against_their_bytes() {
         assert_eq!(cells, expected, "{line}");
     }
     assert!(lines[0].starts_with("operation ") && lines[0].ends_with(" times"), "{text}");
-    assert!(lines[19].contains("reward_head  not measured: the model has no reward head"), "{text}");
+    assert!(lines[21].contains("reward_head  not measured: the model has no reward head"), "{text}");
 }
 
 #[test]
@@ -44,6 +57,10 @@ fn wrong_arguments_are_refused_by_name() {
     assert_eq!(
         parsed("bench kernels --config DIR --reps 0"),
         Err("--reps: expected at least 1, got 0".to_owned())
+    );
+    assert_eq!(
+        parsed("bench kernels --config DIR --context 0"),
+        Err("--context: expected at least 1, got 0".to_owned())
     );
     let spelt = parsed("bench kernels --config DIR --tensor-parallel-size 8 --rows 2,64").unwrap();
     assert!(spelt.contains("tp: 8") && spelt.contains("rows: [2, 64]"), "{spelt}");
