@@ -48,8 +48,8 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// The capacity of a step for at most `runs` runs of an operation over at most `rows` rows. Their sequences
-    /// have at most `max_positions` tokens.
+    /// The capacity of a step for at most `runs` runs of an operation over at most `rows` rows, of sequences
+    /// of at most `max_positions` tokens.
     pub(super) fn capacity(&self, rows: usize, max_positions: usize, runs: usize) -> StepCapacity {
         StepCapacity {
             rows,

@@ -52,6 +52,10 @@ struct Measured {
 /// The most seconds of a measurement of several runs.
 const MOST_SECONDS: f64 = 0.02;
 
+/// Runs of a graph for each run that the host enqueues at most. A graph needs no memory for results, and with
+/// many runs its launch and the wait hardly count.
+const GRAPH_RUNS: usize = 10;
+
 /// Measures operations on a device.
 pub(super) struct Timer<D: Device> {
     /// A small buffer: reading it waits for all work enqueued before.
@@ -63,9 +67,9 @@ pub(super) struct Timer<D: Device> {
 }
 
 impl<D: Device> Timer<D> {
-    /// Creates a timer that enqueues at most `most_runs` runs for each of `reps` measurements, and fewer of
-    /// an operation that takes long. A device that captures nothing runs each operation at once, so that a
-    /// measurement is one run there.
+    /// Creates a timer that enqueues at most `most_runs` runs for each of `reps` measurements, more in a
+    /// graph, and fewer of an operation that takes long. A device that captures nothing runs each operation
+    /// at once, so that a measurement is one run there.
     pub(super) fn new(device: &D, most_runs: usize, reps: usize) -> Result<Self, DeviceError> {
         let mut probe = device.floats(1, 1)?;
         device.write(&[0.0], &mut probe)?;
@@ -89,7 +93,7 @@ impl<D: Device> Timer<D> {
         // The first launch of a kernel may load it. Nothing runs on the device when capturing begins, since a
         // measurement waits.
         self.measure(device, 1, || Ok(run()?))?;
-        let runs = self.runs(&self.measure(device, 1, || Ok(run()?))?);
+        let runs = runs_of(&self.measure(device, 1, || Ok(run()?))?, GRAPH_RUNS * self.most_runs);
         let graph = device.capture(&mut || (0..runs).try_for_each(|_| run()))?;
         let mut measured = Vec::new();
         for _ in 0..=self.reps {
@@ -113,7 +117,7 @@ impl<D: Device> Timer<D> {
         };
         // The first launch of a kernel may load it.
         once()?;
-        let runs = self.runs(&once()?);
+        let runs = runs_of(&once()?, self.most_runs);
         let mut measured = Vec::new();
         for _ in 0..=self.reps {
             measured.push(self.measure(device, runs, || run(state))?);
@@ -136,11 +140,6 @@ impl<D: Device> Timer<D> {
         Ok(run_time(Timing::Call, 1, &measured[1..]))
     }
 
-    /// The number of runs of a measurement, by the time of one run.
-    fn runs(&self, one: &Measured) -> usize {
-        ((MOST_SECONDS / one.ended) as usize).clamp(1, self.most_runs)
-    }
-
     /// Calls `run` this many times, and waits.
     fn measure(
         &self,
@@ -156,6 +155,11 @@ impl<D: Device> Timer<D> {
         device.read(&self.probe)?;
         Ok(Measured { enqueued, ended: begun.elapsed().as_secs_f64() })
     }
+}
+
+/// The number of runs of a measurement, by the time of one run.
+fn runs_of(one: &Measured, most: usize) -> usize {
+    ((MOST_SECONDS / one.ended) as usize).clamp(1, most)
 }
 
 /// The medians of measurements of `runs` runs each.
