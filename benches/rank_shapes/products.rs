@@ -1,0 +1,76 @@
+//! Products of a layer with E4M3 weights and inputs: results in F32 near those of the CPU device, and in BF16
+//! the nearest values to these.
+
+use octant::device::{
+    ActQuant, Device, DeviceError, FloatType, HostMatrix, MatrixData, MatrixShape, fp8, upload_matrix,
+};
+
+use crate::inputs::{acts, magnitude, noise, product, rounded};
+use crate::rank::{FEW, Kernel, ROWS, Rank};
+use crate::report::{Bound, EXACT, Measure, Report};
+
+/// The bound of a difference from the CPU device, as a share of the sum of absolute terms. Both multiply the
+/// same E4M3 values exactly. `dev::rounding` of the tests allows each 2e-6 where sums are F32. With 13
+/// fraction bits a sum loses up to 2^-13 of the largest term of an instruction; the bound is below the 4e-4 of
+/// the tests, since errors are a smaller share of many terms.
+pub(crate) fn most_error() -> f64 {
+    let truncates = std::env::var_os("OCTANT_HOST_TRUNCATES").is_some_and(|value| value == "1");
+    if truncates { 3e-4 } else { 4e-6 }
+}
+
+pub(crate) fn run(rank: &Rank, report: &mut Report) -> Result<(), DeviceError> {
+    let names = ["QKV", "attention output", "MLP up", "MLP down"];
+    for (name, (out, input)) in names.into_iter().zip(rank.share.linear_shapes()) {
+        layer_product(rank, report, name, MatrixShape { out, input, bf16: false })?;
+    }
+    Ok(())
+}
+
+/// Checks the product with one weight of a layer.
+fn layer_product(
+    rank: &Rank,
+    report: &mut Report,
+    name: &str,
+    MatrixShape { out, input, .. }: MatrixShape,
+) -> Result<(), DeviceError> {
+    let codes: Vec<u8> = noise(1, out * input).into_iter().map(fp8::encode).collect();
+    // From 1 to 2.
+    let scales: Vec<f32> = (0..out).map(|index| 1.0 + index as f32 / out as f32).collect();
+    let matrix = HostMatrix { out, input, data: MatrixData::Fp8 { codes: &codes, scales: &scales } };
+    let x = noise(2, ROWS * input);
+    let quant = ActQuant::Fp8PerToken;
+    let expected = product(
+        &rank.cpu,
+        &acts(&rank.cpu, &x, input, quant)?,
+        &upload_matrix(&rank.cpu, matrix)?,
+        rank.cpu.floats(ROWS, out)?,
+    )?;
+    // The least scale is 1, so the sum of absolute terms is at least this.
+    let size = input as f32 * magnitude(&x) * magnitude(&noise(1, input));
+    let of = "of the sum of absolute terms";
+    let bound = Bound { measure: Measure::Share { size, of }, most: most_error() };
+    let weights = rank.on_hosts(|host| upload_matrix(host, matrix))?;
+    let run = |float_type: FloatType| {
+        let (x, weights) = (&x, &weights);
+        move |order: usize, rows: std::ops::Range<usize>| {
+            let host = &rank.hosts[order];
+            let x = acts(host, &x[rows.start * input..], input, quant)?;
+            product(host, &x, &weights[order], host.floats_of(float_type, rows.len(), out)?)
+        }
+    };
+    let kernel = Kernel {
+        name: &format!("{name} [{out}, {input}]"),
+        expected: &expected,
+        bounds: &[bound],
+        counts: &FEW,
+    };
+    let exact = rank.check(report, &kernel, run(FloatType::F32))?;
+    let kernel = Kernel {
+        name: &format!("{name} [{out}, {input}] in BF16"),
+        expected: &rounded(FloatType::Bf16, exact),
+        bounds: &[EXACT],
+        counts: &FEW,
+    };
+    rank.check(report, &kernel, run(FloatType::Bf16))?;
+    Ok(())
+}
