@@ -245,15 +245,14 @@ fn from_shortlists(rank: &Rank, report: &mut Report, logits: &Logits, way: &Way)
 fn score(rank: &Rank, report: &mut Report, logits: &Logits) -> Result<(), DeviceError> {
     let vocab = logits.vocab;
     let targets: Vec<u32> = (0..ROWS).map(|row| (row * 17_011 % vocab) as u32).collect();
-    let scores = |device: &dyn Scores, first: usize| device.scores(logits, &targets, first);
-    let expected = scores(&rank.cpu, 0)?;
+    let expected = scores(&rank.cpu, logits, &targets, 0)?;
     let exact: Vec<f32> =
         targets.iter().enumerate().map(|(row, id)| exact_logprob(logits, row, *id)).collect();
     let (ascending, mut all) = (ALL.iter().map(|rows| (0, *rows)), Vec::new());
     for (order, rows) in ascending.chain([(1, ROWS)]) {
         let began = Instant::now();
         let first = ROWS - rows;
-        let got = scores(&rank.hosts[order], first)?;
+        let got = scores(&rank.hosts[order], logits, &targets, first)?;
         let seconds = began.elapsed().as_secs_f64();
         if all.is_empty() {
             all.clone_from(&got);
@@ -270,28 +269,16 @@ fn score(rank: &Rank, report: &mut Report, logits: &Logits) -> Result<(), Device
     Ok(())
 }
 
-/// A device that scores tokens.
-trait Scores {
-    /// Log-probabilities of the targets of the last rows.
-    fn scores(
-        &self,
-        logits: &Logits,
-        targets: &[u32],
-        first: usize,
-    ) -> Result<Vec<Option<RowLogprob>>, DeviceError>;
-}
-
-impl<D: Device> Scores for D {
-    fn scores(
-        &self,
-        logits: &Logits,
-        targets: &[u32],
-        first: usize,
-    ) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
-        let _step = self.step(capacity(logits.vocab))?;
-        let all = rows_of(self, FloatType::F32, logits.from(first), logits.vocab)?;
-        self.score(&all, logits.vocab, &targets[first..], TOP)
-    }
+/// Log-probabilities of the targets of the last rows.
+fn scores<D: Device>(
+    device: &D,
+    logits: &Logits,
+    targets: &[u32],
+    first: usize,
+) -> Result<Vec<Option<RowLogprob>>, DeviceError> {
+    let _step = device.step(capacity(logits.vocab))?;
+    let all = rows_of(device, FloatType::F32, logits.from(first), logits.vocab)?;
+    device.score(&all, logits.vocab, &targets[first..], TOP)
 }
 
 /// A token's log-probability in F64.
