@@ -154,7 +154,7 @@ impl<'a, D: Device> Attention<'a, D> {
         Ok(attention)
     }
 
-    /// Runs a step of these pieces, in a graph of `graph_rows` rows if there are any.
+    /// Runs a step of these pieces, with the launches of a graph of `graph_rows` rows if not 0.
     fn launch(
         &mut self,
         pieces: &[Piece],
@@ -191,7 +191,8 @@ impl<'a, D: Device> Attention<'a, D> {
     }
 }
 
-/// What every step must give: the CPU device's rows, and the kernels' own of the first step.
+/// Rows that every step must give: those of the CPU device nearly, and the kernels' own of the first step bit
+/// by bit.
 struct Rows {
     expected: Vec<f32>,
     got: Vec<f32>,
@@ -222,9 +223,13 @@ pub(crate) fn run(rank: &Rank, report: &mut Report) -> Result<(), DeviceError> {
             host.run(&all, ActQuant::Fp8PerToken, 0)?,
             host.run(&[chunk(ROWS)], ActQuant::Bf16, 0)?,
         ];
-        let mut pairs = expected.into_iter().zip(got).map(|(expected, got)| Rows { expected, got });
-        let mut next = || pairs.next().unwrap_or(Rows { expected: Vec::new(), got: Vec::new() });
-        let reference = Reference { decode: next(), decode_e4m3: next(), chunk: next() };
+        let [decode, decode_e4m3, chunk] = expected;
+        let [own_decode, own_e4m3, own_chunk] = got;
+        let reference = Reference {
+            decode: Rows { expected: decode, got: own_decode },
+            decode_e4m3: Rows { expected: decode_e4m3, got: own_e4m3 },
+            chunk: Rows { expected: chunk, got: own_chunk },
+        };
         let mut checks = Checks { inputs: &inputs, reference: &reference, report };
         checks.decode(&mut host)?;
         checks.chunks(&mut host)?;
@@ -293,7 +298,8 @@ impl Checks<'_> {
         Bound { measure, most: self.inputs.variant.kernel_error + unit }.check(got, expected)
     }
 
-    /// Decodes 1 to 16 sequences, others each time; 16 with an output in E4M3; and 7 in a graph of 16 rows.
+    /// Decodes 1 to 16 sequences, others each time; 1, 8 and 16 also to E4M3; and 7 with the launches of a
+    /// graph of 16 rows, of which nine are padding.
     fn decode<D: Device>(&mut self, device: &mut Attention<'_, D>) -> Result<(), DeviceError> {
         for count in ALL {
             let rows: Vec<usize> = (0..count).map(|index| (5 * count + index) % ROWS).collect();
@@ -308,7 +314,7 @@ impl Checks<'_> {
             };
             self.check(device, &step)?;
             if count == 7 {
-                let name = "decode in a graph of 16 rows";
+                let name = "decode launched as in a graph of 16 rows";
                 self.check(device, &Step { name, graph_rows: ROWS, ..step })?;
             } else if [1, 8, ROWS].contains(&count) {
                 let (name, reference) = ("decode, E4M3 output", &self.reference.decode_e4m3);

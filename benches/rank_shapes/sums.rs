@@ -224,9 +224,9 @@ fn show_weights<D: Device>(device: &D, cols: usize) -> Result<D::Matrix, DeviceE
     let mut codes = vec![0; SHOWN * cols];
     let share = cols.div_ceil(SHOWN);
     for (index, row) in codes.chunks_exact_mut(cols).enumerate() {
-        for column in index * share..((index + 1) * share).min(cols) {
+        for (column, code) in row.iter_mut().enumerate().skip(index * share).take(share) {
             // From 1 to 1.875, of either sign.
-            row[column] = (column * 37 % 2 * 128 + 0x38 + column * 5 % 8) as u8;
+            *code = (column * 37 % 2 * 128 + 0x38 + column * 5 % 8) as u8;
         }
     }
     let data = MatrixData::Fp8 { codes: &codes, scales: &[1.0; SHOWN] };
