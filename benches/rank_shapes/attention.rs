@@ -27,8 +27,8 @@ const MOST_ROWS: usize = 512;
 /// positions. With smaller scores a row would be the mean of all values, which a wrong score hardly changes.
 const QUERY_SIZE: f32 = 6.0;
 
-/// The cache's type, that of QKV rows, and the error that the kernels' headers allow, as a share of the
-/// largest value: probabilities are F16 or BF16.
+/// The cache's type, that of QKV rows, and the error that the headers of `kernels/attention_decode.cu` and
+/// `kernels/attention_prefill.cu` allow, as a share of the largest value: probabilities are F16 or BF16.
 struct Variant {
     name: &'static str,
     dtype: KvDtype,

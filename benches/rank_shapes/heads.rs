@@ -42,7 +42,7 @@ fn head(
     let values = weights.codes.map(|code| scale * fp8::decode(code));
     let size = input as f32 * magnitude(&x) * magnitude(&values);
     let measure = Measure::Share { size, of: "of the sum of absolute terms" };
-    // BF16 products are summed in F32: 2e-6 of each device in `dev::rounding` of the tests.
+    // BF16 products are summed in F32: `rounding` of `tests/gpu/dev.rs` allows each device 2e-6.
     let bound = Bound { measure, most: if bf16 { 4e-6 } else { most_error() } };
     let kernel = Kernel {
         name: &format!("{name} [{out}, {input}]"),

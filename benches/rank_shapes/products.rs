@@ -10,9 +10,9 @@ use crate::rank::{FEW, Kernel, ROWS, Rank};
 use crate::report::{Bound, EXACT, Measure, Report};
 
 /// The bound of a difference from the CPU device, as a share of the sum of absolute terms. Both multiply the
-/// same E4M3 values exactly. `dev::rounding` of the tests allows each 2e-6 where sums are F32. With 13
-/// fraction bits a sum loses up to 2^-13 of the largest term of an instruction; the bound is below the 4e-4 of
-/// the tests, since errors are a smaller share of many terms.
+/// same E4M3 values exactly. `rounding` of `tests/gpu/dev.rs` allows each 2e-6 where sums are F32. With 13
+/// fraction bits a sum loses up to 2^-13 of the largest term of an instruction; the bound is below the 4e-4
+/// of the tests, since errors are a smaller share of many terms.
 pub(crate) fn most_error() -> f64 {
     let truncates = std::env::var_os("OCTANT_HOST_TRUNCATES").is_some_and(|value| value == "1");
     if truncates { 3e-4 } else { 4e-6 }

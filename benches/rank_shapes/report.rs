@@ -8,7 +8,7 @@ pub(crate) enum Measure {
     Share {
         /// The size.
         size: f32,
-        /// What the size is.
+        /// The size in words, for the report.
         of: &'static str,
     },
     /// The number of elements whose bits differ.
@@ -20,8 +20,8 @@ pub(crate) enum Measure {
     },
     /// The largest difference between quantised rows, in units in the last place.
     Units(Quantised),
-    /// The share of elements that were rounded otherwise: those that differ by more than half a unit. The scale
-    /// of an E4M3 row may differ by a unit of F32, and then the bits of all its elements do.
+    /// The share of elements that were rounded otherwise: those that differ by more than half a unit. The
+    /// scale of an E4M3 row may differ by a unit of F32, and then the bits of all its elements do.
     RoundedOtherwise(Quantised),
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct Bound {
 pub(crate) struct Difference {
     pub(crate) found: f64,
     pub(crate) most: f64,
-    /// What was counted.
+    /// The unit of `found`, for the report.
     pub(crate) unit: &'static str,
 }
 

@@ -103,8 +103,9 @@ struct Compared<'a> {
     got: &'a [Vec<Summed>],
 }
 
-/// Adds a case for each number of rows. Residual streams must have the bits of the CPUs' sums. Normalised rows
-/// must have those of the norm's kernel after sums over threads; `rows` compares that kernel with the CPU.
+/// Adds a case for each number of rows. Residual streams must have the bits of the CPUs' sums. Normalised
+/// rows must have those of the norm's kernel after sums over threads; `rows` compares that kernel with the
+/// CPU.
 fn compare(rank: &Rank, report: &mut Report, compared: &Compared<'_>) {
     let Compared { mode, types, reference, got } = compared;
     for (index, rows) in FEW.into_iter().enumerate() {
