@@ -48,7 +48,7 @@ fn head(
         name: &format!("{name} [{out}, {input}]"),
         expected: &expected,
         bounds: &[bound],
-        counts: &FEW,
+        counts: if bf16 { &FEW } else { &ALL },
     };
     rank.check(report, &kernel, |order, rows| {
         let host = &rank.hosts[order];

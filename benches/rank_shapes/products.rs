@@ -6,7 +6,7 @@ use octant::device::{
 };
 
 use crate::inputs::{acts, magnitude, noise, product, rounded};
-use crate::rank::{FEW, Kernel, ROWS, Rank};
+use crate::rank::{ALL, FEW, Kernel, ROWS, Rank};
 use crate::report::{Bound, EXACT, Measure, Report};
 
 /// The bound of a difference from the CPU device, as a share of the sum of absolute terms. Both multiply the
@@ -62,7 +62,7 @@ fn layer_product(
         name: &format!("{name} [{out}, {input}]"),
         expected: &expected,
         bounds: &[bound],
-        counts: &FEW,
+        counts: &ALL,
     };
     let exact = rank.check(report, &kernel, run(FloatType::F32))?;
     let kernel = Kernel {

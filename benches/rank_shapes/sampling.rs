@@ -11,8 +11,9 @@ use crate::inputs::{noise, rows_of};
 use crate::rank::{ALL, Kernel, RANKS, ROWS, Rank};
 use crate::report::{Bound, Case, Difference, EXACT, Measure, Report};
 
-/// The largest error of a log-probability. `tests/device/sample.rs` allows 1e-6 where they are above -7. Among
-/// all tokens they reach -26, where numbers in F32 are 2e-6 apart, and the logarithm of the sum is near 16.
+/// The largest error of a log-probability. `tests/device/sample.rs` allows 1e-6 where they are above -7.
+/// Among all tokens they reach -26, where numbers in F32 are 2e-6 apart, and the logarithm of the sum is near
+/// 16.
 const MOST_LOGPROB_ERROR: f64 = 4e-6;
 /// Alternatives of a log-probability.
 const TOP: u8 = 20;
