@@ -1,13 +1,16 @@
 //! Products of a layer with E4M3 weights and inputs: results in F32 near those of the CPU device, and in BF16
 //! the nearest values to these.
 
+use octant::device::cuda::Matrix;
 use octant::device::{
-    ActQuant, Device, DeviceError, FloatType, HostMatrix, MatrixData, MatrixShape, fp8, upload_matrix,
+    ActQuant, Activation, Device, DeviceError, FloatType, HostMatrix, MatrixData, MatrixShape,
+    QuantisedActivation, fp8, upload_matrix,
 };
 
-use crate::inputs::{acts, magnitude, noise, product, rounded};
-use crate::rank::{ALL, FEW, Kernel, ROWS, Rank};
+use crate::inputs::{Identity, acts, magnitude, noise, product, rounded};
+use crate::rank::{ALL, FEW, Kernel, ORDERS, ROWS, Rank};
 use crate::report::{Bound, EXACT, Measure, Report};
+use crate::rows::activated;
 
 /// The bound of a difference from the CPU device, as a share of the sum of absolute terms. Both multiply the
 /// same E4M3 values exactly. `rounding` of `tests/gpu/dev.rs` allows each 2e-6 where sums are F32. With 13
@@ -18,8 +21,10 @@ pub(crate) fn most_error() -> f64 {
     if truncates { 3e-4 } else { 4e-6 }
 }
 
+const MLP_UP: &str = "MLP up";
+
 pub(crate) fn run(rank: &Rank, report: &mut Report) -> Result<(), DeviceError> {
-    let names = ["QKV", "attention output", "MLP up", "MLP down"];
+    let names = ["QKV", "attention output", MLP_UP, "MLP down"];
     for (name, (out, input)) in names.into_iter().zip(rank.share.linear_shapes()) {
         layer_product(rank, report, name, MatrixShape { out, input, bf16: false })?;
     }
@@ -71,6 +76,36 @@ fn layer_product(
         bounds: &[EXACT],
         counts: &FEW,
     };
-    rank.check(report, &kernel, run(FloatType::Bf16))?;
+    let halves = rank.check(report, &kernel, run(FloatType::Bf16))?;
+    if name == MLP_UP { with_activation(rank, report, &x, &weights, &halves) } else { Ok(()) }
+}
+
+/// Checks MLP up with its activation: its rows have the bits of the activation of `products`.
+fn with_activation(
+    rank: &Rank,
+    report: &mut Report,
+    x: &[f32],
+    weights: &[Matrix; ORDERS],
+    products: &[f32],
+) -> Result<(), DeviceError> {
+    let (out, input) = (products.len() / ROWS, x.len() / ROWS);
+    let quant = ActQuant::Fp8PerToken;
+    let on_cpu = Identity::new(&rank.cpu, out)?;
+    let on_hosts = rank.on_hosts(|host| Identity::new(host, out))?;
+    let kernel = Kernel {
+        name: &format!("{MLP_UP} [{out}, {input}] with squared ReLU to {quant:?}"),
+        expected: &activated(&rank.cpu, &on_cpu, FloatType::Bf16, quant, products)?,
+        bounds: &[EXACT],
+        counts: &FEW,
+    };
+    rank.check(report, &kernel, |order, rows| {
+        let host = &rank.hosts[order];
+        let x = acts(host, &x[rows.start * input..], input, quant)?;
+        let mut h = host.floats_of(FloatType::Bf16, rows.len(), out)?;
+        let mut activated = host.acts(rows.len(), out)?;
+        let activation = QuantisedActivation { kind: Activation::SquaredRelu, quant };
+        host.linear_activation(&x, &weights[order], activation, &mut h, &mut activated)?;
+        on_hosts[order].show(host, &activated, rows.len())
+    })?;
     Ok(())
 }

@@ -150,7 +150,7 @@ fn activations(rank: &Rank, report: &mut Report) -> Result<(), DeviceError> {
 }
 
 /// Activated rows.
-fn activated<D: Device>(
+pub(crate) fn activated<D: Device>(
     device: &D,
     identity: &Identity<D>,
     float_type: FloatType,
