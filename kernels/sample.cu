@@ -23,6 +23,8 @@
 constexpr uint32_t THREADS = 512;
 constexpr uint32_t MAX_ALTERNATIVES = 20;
 constexpr uint32_t SHORTLIST = 64;
+// Logits that a thread loads at a time where it needs many, so that it waits for L2 less often.
+constexpr uint32_t LOADS = 4;
 
 struct SampleRow {
     float temperature, top_p, min_p, repetition, presence, frequency;
@@ -183,6 +185,51 @@ DEVICE double uniform(uint32_t seed_low, uint32_t seed_high, uint32_t position) 
     return static_cast<double>(bits) / 9007199254740992.0;
 }
 
+// Adds `amount` to the histogram's `digit`; every lane of a warp calls it. Many candidates have the same
+// first digits, and an addition of 64 bits to shared memory is repeated until no other thread interferes. So
+// lanes with a digit in common add their amounts first, for up to COMMON digits.
+DEVICE void add_by_digit(unsigned long long* histogram, uint32_t digit, unsigned long long amount) {
+    constexpr int COMMON = 3;
+    uint32_t left = __ballot_sync(~0u, amount > 0);
+#pragma unroll 1
+    for (int round = 0; round < COMMON && left != 0; ++round) {
+        const int leader = __ffs(static_cast<int>(left)) - 1;
+        const uint32_t common = __shfl_sync(~0u, digit, leader);
+        const bool same = amount > 0 && digit == common;
+        unsigned long long sum = same ? amount : 0;
+        for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+        if (static_cast<int>(lane_id()) == leader) atomicAdd(&histogram[digit], sum);
+        if (same) amount = 0;
+        left = __ballot_sync(~0u, amount > 0);
+    }
+    if (amount > 0) atomicAdd(&histogram[digit], amount);
+}
+
+// A digit of a key, and what candidates with this digit must reach.
+struct Digit {
+    uint32_t digit;
+    uint64_t target;
+};
+
+// Finds the digit at which the sum of the histogram, from digit 255 down, reaches `target`. The lanes of one
+// warp call it, and one of them stores the result.
+DEVICE void find_digit(const unsigned long long* histogram, uint64_t target, Digit& found) {
+    // Eight digits of each lane.
+    const uint32_t top = 255 - 8 * lane_id();
+    uint64_t own = 0;
+    for (uint32_t i = 0; i < 8; ++i) own += histogram[top - i];
+    uint64_t sum = own;
+    for (unsigned step = 1; step < 32; step *= 2) {
+        const uint64_t before = __shfl_up_sync(~0u, sum, step);
+        if (lane_id() >= step) sum += before;
+    }
+    if (target <= sum - own || target > sum) return;
+    target -= sum - own;
+    uint32_t digit = top;
+    for (; histogram[digit] < target; --digit) target -= histogram[digit];
+    found = {digit, target};
+}
+
 // The tokens that may be sampled, with weights relative to the most probable one in units of 2^-40.
 struct Candidates {
     const float* x;
@@ -198,10 +245,11 @@ struct Candidates {
         return weight < static_cast<double>(min_p) ? 0 : static_cast<uint64_t>(weight * 1099511627776.0);
     }
 
-    DEVICE_MEMBER uint64_t value(uint32_t i, bool count) const {
-        if (!(x[i] > -INFINITY) || key_of(x[i], i) < cut) return 0;
-        return count ? 1 : weight(x[i]);
+    DEVICE_MEMBER uint64_t value(float logit, uint32_t i, bool count) const {
+        if (!(logit > -INFINITY) || key_of(logit, i) < cut) return 0;
+        return count ? 1 : weight(logit);
     }
+    DEVICE_MEMBER uint64_t value(uint32_t i, bool count) const { return value(x[i], i, count); }
 
     DEVICE_MEMBER uint64_t total() const {
         uint64_t sum = 0;
@@ -213,28 +261,34 @@ struct Candidates {
     // `target` is at least 1 and at most the total. Finds the key one digit of 8 bits at a time.
     DEVICE_MEMBER uint64_t reach(uint64_t target, bool count) const {
         SHARED unsigned long long histogram[256];
-        SHARED uint64_t next[2];
+        SHARED Digit next;
         uint64_t prefix = 0;
         for (int shift = 56; shift >= 0; shift -= 8) {
             __syncthreads();
             for (uint32_t i = threadIdx.x; i < 256; i += blockDim.x) histogram[i] = 0;
             __syncthreads();
-            for (uint32_t i = threadIdx.x; i < vocab; i += blockDim.x) {
-                const uint64_t key = key_of(x[i], i);
-                if (shift < 56 && key >> (shift + 8) != prefix) continue;
-                const unsigned long long amount = value(i, count);
-                if (amount > 0) atomicAdd(&histogram[key >> shift & 255], amount);
+            // Every lane takes part in each round, also those beyond the last candidate.
+            for (uint32_t first = threadIdx.x; first - threadIdx.x < vocab; first += LOADS * blockDim.x) {
+                float logits[LOADS];
+#pragma unroll
+                for (uint32_t load = 0; load < LOADS; ++load) {
+                    const uint32_t i = first + load * blockDim.x;
+                    logits[load] = i < vocab ? x[i] : -INFINITY;
+                }
+#pragma unroll
+                for (uint32_t load = 0; load < LOADS; ++load) {
+                    const uint32_t i = first + load * blockDim.x;
+                    const uint64_t key = key_of(logits[load], i);
+                    const bool has_prefix = shift == 56 || key >> (shift + 8) == prefix;
+                    add_by_digit(histogram, static_cast<uint32_t>(key >> shift & 255),
+                                 has_prefix ? value(logits[load], i, count) : 0);
+                }
             }
             __syncthreads();
-            if (threadIdx.x == 0) {
-                uint32_t digit = 255;
-                for (; digit > 0 && histogram[digit] < target; --digit) target -= histogram[digit];
-                next[0] = prefix << 8 | digit;
-                next[1] = target;
-            }
+            if (threadIdx.x < 32) find_digit(histogram, target, next);
             __syncthreads();
-            prefix = next[0];
-            target = next[1];
+            prefix = prefix << 8 | next.digit;
+            target = next.target;
         }
         return prefix;
     }
@@ -277,7 +331,10 @@ DEVICE uint32_t draw(const SampleParams& p, const SampleRow& row, const float* x
     }
     candidates.min_p = row.min_p;
     const double random = uniform(row.seed_low, row.seed_high, row.position);
-    const auto threshold = static_cast<uint64_t>(random * static_cast<double>(candidates.total()));
+    // The product may be rounded up to the total.
+    const uint64_t total = candidates.total();
+    const auto share = static_cast<uint64_t>(random * static_cast<double>(total));
+    const uint64_t threshold = min(share, total - 1);
     if (row.top_k > 0 || row.top_p < 1.0f) return id_of(candidates.reach(threshold + 1, false));
     return candidates.reach_by_id(threshold);
 }

@@ -158,6 +158,15 @@ static inline T __shfl_up_sync(uint32_t, T value, unsigned delta) {
     const unsigned lane = lane_id();
     return host::shuffle(value, lane < delta ? lane : lane - delta);
 }
+static inline uint32_t __ballot_sync(uint32_t, bool says) {
+    const auto ballot = [](const unsigned char* in, unsigned char* out) {
+        uint32_t all = 0;
+        for (unsigned lane = 0; lane < 32; ++lane) all |= uint32_t{in[lane * host::stride] != 0} << lane;
+        for (unsigned lane = 0; lane < 32; ++lane) std::memcpy(out + lane * host::stride, &all, sizeof all);
+    };
+    const uint32_t operand = says;
+    return host::collective("a ballot", operand, ballot);
+}
 static inline void __syncwarp(uint32_t = ~0u) { host::shuffle(0u, lane_id()); }
 
 // All blocks and threads of a launch run on one host thread, so these need no lock.
@@ -186,6 +195,7 @@ static inline float __uint_as_float(uint32_t bits) {
 static inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 static inline float __fmul_rn(float a, float b) { return a * b; }
 static inline float __fadd_rn(float a, float b) { return a + b; }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
 static inline int __clz(uint32_t x) { return x == 0 ? 32 : __builtin_clz(x); }
 template <typename T>
 static inline T min(T a, T b) {
