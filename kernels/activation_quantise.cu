@@ -8,8 +8,8 @@
 // TWINS: src/device/cpu/activation.rs
 #include "row.cuh"
 
-// Threads of a block, and groups of eight columns that a thread computes. Three blocks have a row of 9,216
-// columns.
+// Threads of a block, and groups of eight columns that a thread computes. A row of 9,216 columns takes three
+// blocks.
 constexpr uint32_t THREADS = 96, LOADS = 4;
 
 struct ActivationQuantiseParams {

@@ -12,7 +12,7 @@
 // COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
 //     L2 if spread, 24 KB per 128 rows if whole; by estimate bound by memory up to 256 rows, by the tensor
 //     cores beyond; rows of other ranks over the link, 128 bytes at a time if BF16, else 32:
-//     kernels/README.md has the counts
+//     maxima m * n / 16 bytes; kernels/README.md has the counts
 // TWINS: src/device/cpu/linear/mod.rs
 //
 // A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights

@@ -35,7 +35,7 @@ struct RowMaxima {
     float* values;
 
     // Stores the largest output of a row. Eight lanes have eight outputs each, zeros where there are none.
-    // Every lane of the warp calls this; `exists` says whether the row does. `half` is of the tile.
+    // Every lane of the warp calls this. `exists`: whether the row exists. `half`: of the tile, 0 or 1.
     DEVICE_MEMBER void store(const uint4& pairs, bool exists, size_t tile, uint32_t half) const {
         uint32_t largest = bf16x2_max(bf16x2_max(pairs.x, pairs.y), bf16x2_max(pairs.z, pairs.w));
 #pragma unroll

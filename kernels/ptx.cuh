@@ -90,7 +90,7 @@ DEVICE uint32_t bf16x2(float low, float high) {
     return out;
 }
 
-// The larger of two BF16, of each pair; of a number and NaN the number.
+// For each half the larger of two BF16; NaN only if both are NaN.
 DEVICE uint32_t bf16x2_max(uint32_t a, uint32_t b) {
     uint32_t out;
     asm("max.bf16x2 %0, %1, %2;" : "=r"(out) : "r"(a), "r"(b));

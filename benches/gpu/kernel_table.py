@@ -13,7 +13,7 @@ how many times the floor the kernel takes. `--read` replaces the rate of memory 
 measured one.
 
 Where cuBLASLt computes a product, the launches around its own kernel are shown: `unpack` of the weights and
-of the inputs, and `rescale`. A step with such launches is of a kind of its own. They are named after the
+of the inputs, and `rescale`. Steps with such launches are listed separately. They are named after the
 product if their grids are those of its shape; otherwise they have no name and no bytes.
 """
 
@@ -170,20 +170,38 @@ def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
     }
 
 
-def launches(lines: Iterator[str]) -> list[list[Launch]]:
-    """The launches of each run, in the order of their ids.
+@dataclass
+class Run:
+    """A run of Nsight Compute: the part of benches/gpu/run, and the lines of its CSV."""
 
-    Raises ValueError if there is no CSV, or a value has an unknown unit.
+    part: str
+    lines: list[str]
+
+
+def runs_of(lines: Iterator[str]) -> list[Run]:
+    """The runs of a log.
+
+    Raises ValueError if there is none.
     """
-    quoted = [line for line in lines if line.startswith('"')]
-    starts = [i for i, line in enumerate(quoted) if line.startswith('"ID"')]
-    if not starts:
+    found: list[Run] = []
+    part = "ncu"
+    for line in lines:
+        if heading := re.match(r"== (\S+), at most", line):
+            part = heading[1]
+        elif line.startswith('"ID"'):
+            found.append(Run(part, [line]))
+        elif line.startswith('"') and found:
+            found[-1].lines.append(line)
+    if not found:
         raise ValueError('no line begins with "ID": the log has no CSV of Nsight Compute')
-    return [of_run(quoted[start:end]) for start, end in zip(starts, [*starts[1:], len(quoted)])]
+    return found
 
 
-def of_run(lines: list[str]) -> list[Launch]:
-    """The launches of one run's CSV."""
+def launches(lines: list[str]) -> list[Launch]:
+    """The launches of one run's CSV, in the order of their ids.
+
+    Raises ValueError if a value has an unknown unit.
+    """
     found: dict[int, Launch] = {}
     for row in csv.DictReader(lines):
         name, unit = row["Metric Name"], row["Metric Unit"]
@@ -365,13 +383,14 @@ def main() -> None:
         rates["read"] = o.read or rates["read"]
         with o.log.open() as log:
             shapes = Shapes.read(o.config, o.tp)
-            found = [steps(run, o.context, shapes) for run in launches(log)]
+            found = {run.part: steps(launches(run.lines), o.context, shapes) for run in runs_of(log)}
     except ValueError as error:
         sys.exit(str(error))
-    found = [run for run in found if run]
-    if not found:
+    if not any(found.values()):
         sys.exit(f"{o.log}: no step with logits among the launches")
-    print("\n\n".join("\n".join(table(run, shapes, rates)) for run in found))
+    for part, timed in found.items():
+        lines = table(timed, shapes, rates) if timed else ["no step with logits among the launches"]
+        print(f"## {part}\n\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -191,8 +191,7 @@ impl<'a, D: Device> Attention<'a, D> {
     }
 }
 
-/// Rows that every step must give: those of the CPU device nearly, and the kernels' own of the first step bit
-/// by bit.
+/// Rows that every step must give: near those of the CPU device, and with the bits of the first step.
 struct Rows {
     expected: Vec<f32>,
     got: Vec<f32>,

@@ -6,9 +6,8 @@
 //!
 //! The parts are `products`, `heads`, `attention`, `rows`, `sampling` and `sums`; without a name all run. A
 //! line for each case has its differences from the CPU device with their bounds, whether the bits are the
-//! same, and the seconds that the kernel took on the host, with the copies of its inputs and what reads its
-//! results. The exit
-//! status is 1 if a case failed, and failed cases are listed at the end.
+//! same, and the seconds on the host, including copies and reading the results. The exit status is 1 if a
+//! case failed, and failed cases are listed at the end.
 //!
 //! With `OCTANT_HOST_TRUNCATES=1` the emulated tensor cores sum with 13 fraction bits, as Hopper does. This
 //! changes `products`, `heads` and `sums` only.

@@ -70,7 +70,7 @@ impl Rank {
     }
 
     /// Runs a kernel with each number of rows, and with all rows in the other order of threads. `run` takes
-    /// the index of the device and the rows, which are the last ones. Returns the results of all rows.
+    /// the device's index and a range that ends with the last row. Returns the results of all rows.
     pub(crate) fn check(
         &self,
         report: &mut Report,

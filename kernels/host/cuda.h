@@ -226,7 +226,7 @@ static inline uint32_t f16x2(float low, float high) {
 static inline uint32_t bf16x2(float low, float high) {
     return host::bf16_of(low) | static_cast<uint32_t>(host::bf16_of(high)) << 16;
 }
-// As the instruction does: -0 is less than +0, and a result that is NaN is 0x7FFF.
+// -0 is less than +0, and a result that is NaN is 0x7FFF, by the instruction's definition.
 static inline uint32_t bf16x2_max(uint32_t a, uint32_t b) {
     const auto larger = [](uint32_t a, uint32_t b) -> uint32_t {
         const float x = __uint_as_float(a << 16), y = __uint_as_float(b << 16);

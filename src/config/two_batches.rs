@@ -1,5 +1,7 @@
 //! The conditions of `--two-batch-tokens`, for every command that has it.
 
+use crate::model::LEAST_TWO_BATCH_TOKENS;
+
 /// The settings that steps of two batches depend on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TwoBatches {
@@ -19,10 +21,10 @@ impl TwoBatches {
     /// The option.
     pub(crate) const OPTION: &str = "--two-batch-tokens";
 
-    /// Checks that some step can be computed as two batches.
+    /// Checks that a step can be computed as two batches if it has enough tokens.
     ///
     /// # Errors
-    /// If none can. The message says what is expected, and does not name the option.
+    /// If no step can. The message says what is expected, and does not name the option.
     pub(crate) fn check(&self) -> Result<(), String> {
         let Self { tokens, ranks, ranks_option, deterministic, max_num_batched_tokens: most } = *self;
         if ranks == 1 {
@@ -32,6 +34,10 @@ impl TwoBatches {
         // multiprocessors free for sums.
         if !deterministic {
             return Err("expected --deterministic true, got false".to_owned());
+        }
+        if most < LEAST_TWO_BATCH_TOKENS {
+            let least = LEAST_TWO_BATCH_TOKENS;
+            return Err(format!("expected --max-num-batched-tokens of at least {least}, got {most}"));
         }
         if tokens > most {
             return Err(format!("expected at most --max-num-batched-tokens, {most}, got {tokens}"));

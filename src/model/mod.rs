@@ -49,7 +49,7 @@ pub(crate) use json::Object;
 pub use reward_head::RewardHead;
 pub use scheme::{Fp8Scheme, Scheme};
 pub use shard::Shard;
-pub(crate) use two_batches::batch_rows;
+pub(crate) use two_batches::{LEAST_TOKENS as LEAST_TWO_BATCH_TOKENS, batch_rows};
 pub use weight_reader::LoadProgress;
 pub(crate) use weight_reader::read_threads;
 pub(crate) use workspace::HEAD_ROWS;

@@ -10,6 +10,9 @@ use crate::device::{Device, DeviceError, Segment, StepCapacity, StepInputs, Toke
 /// weights.
 const ROWS: usize = 128;
 
+/// Tokens of the smallest step that can be computed as two batches.
+pub(crate) const LEAST_TOKENS: usize = 2 * ROWS;
+
 /// The second batch of steps with at least a number of tokens.
 #[derive(Debug)]
 pub(super) struct SecondBatch<D: Device> {

@@ -34,7 +34,7 @@ fn both(device: &dev::Dev, case: &Case, x: &[f32], w: &[f32], input: usize) -> [
     device.activation(kind, &h, quant, &mut out).unwrap();
     results[0] = product(device, &out, rows, HostMatrix { out: 24, input: ffn, data: next });
     let products = device.read(&h).unwrap();
-    // What is stored before must not show.
+    // Earlier contents of the buffers must not show.
     device.write(&vec![1e30; rows * width], &mut h).unwrap();
     device.activation(kind, &h, quant, &mut out).unwrap();
     let mut single = out;

@@ -81,11 +81,11 @@ fn prompt(products: Products) -> Vec<Launched> {
     step_with(512, "attention_prefill_e4m3_192", 1, products)
 }
 
-/// A log with the launches of these steps. A launch takes as many microseconds as its kernel's name has
-/// letters, times the step's factor.
-fn log(steps: &[(Vec<Launched>, u32)]) -> String {
+/// The log of a part with the launches of these steps. A launch takes as many microseconds as its kernel's
+/// name has letters, times the step's factor.
+fn log_of(part: &str, steps: &[(Vec<Launched>, u32)]) -> String {
     let columns = line(COLUMNS.split(','));
-    let mut text = format!("== ncu, at most 50 s\n==PROF== Connected to process 7\n{columns}\n");
+    let mut text = format!("== {part}, at most 50 s: ncu\n==PROF== Connected to process 7\n{columns}\n");
     let launches = steps.iter().flat_map(|(launches, factor)| launches.iter().map(move |l| (l, factor)));
     for (id, (Launched { kernel, blocks: [x, y] }, factor)) in launches.enumerate() {
         let (id, name) = (id.to_string(), format!("octant_{kernel}"));
@@ -102,6 +102,11 @@ fn log(steps: &[(Vec<Launched>, u32)]) -> String {
         }
     }
     text + "decode  batch   2 context  2048: 1.0 ms\n"
+}
+
+/// The log of the part `ncu`.
+fn log(steps: &[(Vec<Launched>, u32)]) -> String {
+    log_of("ncu", steps)
 }
 
 fn run(log: &str) -> Output {
@@ -175,9 +180,14 @@ fn launches_around_library_products_have_rows() {
     let some = Products { qkv: library(1056, 2), up: library(1056, 5), ..linear() };
     let others = Products { output: library(288, 9), down: library(1056, 9), ..linear() };
     let check_at_start = vec![launch("linear_e4m3_8", 132), launch("unpack", 9)];
-    let text = log(&[(prompt(linear()), 3)]) + &log(&[(check_at_start, 7), (prompt(some), 1)]);
+    let text = log(&[(prompt(linear()), 3)])
+        + &log_of("ncu-fastest", &[(check_at_start, 7), (prompt(some), 1)])
+        + &log_of("ncu-other", &[(vec![launch("unpack", 9)], 1)]);
     let text = table(&text);
-    let (first, text) = text.split_once("\n\n").unwrap();
+    let (first, text) = text.split_once("\n## ncu-fastest\n").unwrap();
+    assert!(first.starts_with("## ncu\n"), "{first}");
+    let (text, other) = text.split_once("\n## ncu-other\n").unwrap();
+    assert_eq!(other.trim(), "no step with logits among the launches");
     let rows = ["linear QKV | 1 | 39.0 |", "linear MLP up | 1 | 78.0 |", "linear head | 1 | 39.0 |"];
     assert_rows(first, &rows.map(|row| format!("| prefill 512 | {row}")));
     assert!(!first.contains("cuBLASLt"), "{first}");

@@ -1,18 +1,12 @@
-//! Bytes that a launch moves, by the COST line of each kernel's file, for a model that is served in FP8:
-//! inputs of products are E4M3, and results of products are BF16. The names of the functions are those of the
-//! kernels. Lists of ids and scales are neglected.
+//! Bytes that a launch reads from memory or writes there, by the COST line of each kernel's file, for a model
+//! that is served in FP8: inputs of products are E4M3, and results of products are BF16. Lists of ids and
+//! scales are neglected.
 
 use crate::device::attention_tiles::SPLIT_TOKENS;
-use crate::device::{HeadShape, SHORTLIST};
+use crate::device::{BLOCK_TOKENS, HeadShape, SHORTLIST};
 
-/// How often `sample` reads the logits of a row with top-k and top-p.
-const SAMPLE_READS: usize = 30;
-/// How often `shortlist` reads the logits of a row.
-const SHORTLIST_READS: usize = 13;
-/// How often `pick` reads the candidates of a row with top-k and top-p.
-const PICK_READS: usize = 29;
-/// How often `score` reads the logits of a row, without alternatives.
-const SCORE_READS: usize = 3;
+/// Heads in the cache have a multiple of this many elements.
+const CACHED_HEAD_DIM: usize = 64;
 
 /// `kernels/embed.cu` with a BF16 table.
 pub(super) fn embed(rows: usize, cols: usize) -> usize {
@@ -33,11 +27,13 @@ pub(super) fn activation(rows: usize, input: usize, cols: usize) -> usize {
 /// `kernels/attention_combine.cu` to E4M3, for rows that attend to `context` positions each.
 pub(super) fn attention(rows: usize, context: usize, heads: HeadShape) -> usize {
     let HeadShape { q_heads, kv_heads, head_dim } = heads;
-    let codes = 2 * kv_heads * head_dim;
-    let rope = (q_heads + 2 * kv_heads) * head_dim * 2 + q_heads * head_dim * 4 + codes;
+    let rope = (q_heads + 2 * kv_heads) * head_dim * 2 + q_heads * head_dim * 4 + 2 * kv_heads * head_dim;
+    // Heads in the cache are padded, and whole blocks are read.
+    let positions = context.next_multiple_of(BLOCK_TOKENS);
+    let cached = positions * 2 * kv_heads * head_dim.next_multiple_of(CACHED_HEAD_DIM);
     let entries = context.div_ceil(SPLIT_TOKENS);
     let combine = entries * q_heads * (head_dim + 2) * 4 + q_heads * head_dim;
-    rows * (rope + context * codes + combine)
+    rows * (rope + cached + combine)
 }
 
 /// `kernels/add.cu` with BF16 elements.
@@ -55,22 +51,13 @@ pub(super) fn reward_head(rows: usize, cols: usize, width: usize) -> usize {
     rows * cols * 4 + width * cols * 4
 }
 
-/// `sample` of `kernels/sample.cu`.
-pub(super) fn sample(rows: usize, vocab: usize) -> usize {
-    rows * vocab * 4 * SAMPLE_READS
+/// `sample` and `score` of `kernels/sample.cu` over all logits, and `shortlist` over a rank's. They read the
+/// logits again from L2.
+pub(super) fn logits(rows: usize, vocab: usize) -> usize {
+    rows * vocab * 4
 }
 
-/// `shortlist` of `kernels/sample.cu`.
-pub(super) fn shortlist(rows: usize, vocab: usize) -> usize {
-    rows * vocab * 4 * SHORTLIST_READS
-}
-
-/// `pick` of `kernels/sample.cu`.
+/// `pick` of `kernels/sample.cu`, which reads the logits of the candidates again from L2.
 pub(super) fn pick(rows: usize, ranks: usize) -> usize {
-    rows * ranks * SHORTLIST * 4 * PICK_READS
-}
-
-/// `score` of `kernels/sample.cu`.
-pub(super) fn score(rows: usize, vocab: usize, alternatives: u8) -> usize {
-    rows * vocab * 4 * (SCORE_READS + usize::from(alternatives))
+    rows * ranks * SHORTLIST * 4
 }

@@ -78,7 +78,8 @@ impl<D: Device> LayerOperations<'_, D> {
         Ok(kernel.timed([rows, hidden], time))
     }
 
-    /// Times the activation between the products of the MLP, from BF16 to E4M3.
+    /// Times the activation between the products of the MLP, from BF16 to E4M3, as an operation of its own.
+    /// Steps on CUDA run another kernel for squared ReLU, which takes the rows' maxima from MLP up.
     pub(super) fn activation(&self, rows: usize) -> anyhow::Result<KernelTime> {
         let [_, _, (input, _), (_, ffn)] = self.share.linear_shapes();
         let h = self.zeros(Precision::Fp8.results(), rows, input)?;
@@ -90,7 +91,7 @@ impl<D: Device> LayerOperations<'_, D> {
         Ok(kernel.timed([rows, input], time))
     }
 
-    /// Times the sum of the BF16 parts of all ranks; with one rank, of two parts.
+    /// Times the sum of the BF16 parts of all ranks; with one rank, the sum of two parts.
     pub(super) fn add(&self, rows: usize) -> anyhow::Result<KernelTime> {
         let (hidden, float_type) = (self.share.hidden, Precision::Fp8.results());
         let count = (self.ranks - 1).clamp(1, MOST_PARTS);

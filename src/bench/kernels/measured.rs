@@ -16,8 +16,8 @@ pub struct KernelTime {
     pub rows: usize,
     /// Launches for these rows.
     pub launches: usize,
-    /// Shape of the input: for `add` after the number of summands, for `reward_head` before its width, for
-    /// `attention` rows, positions and elements of a row of queries.
+    /// Shape of the input. `add`: summands, rows, columns. `reward_head`: rows, columns, values. `attention`:
+    /// rows, positions, elements of a row of queries.
     pub shape: Vec<usize>,
     /// How it was timed.
     pub timing: Timing,
@@ -47,7 +47,7 @@ pub(super) struct Kernel {
 }
 
 impl Kernel {
-    /// One launch of the kernel that is called like its operation.
+    /// One launch of the kernel that has its operation's name.
     pub(super) fn of(name: &'static str) -> Self {
         Self { operation: name, kernel: name, rows: 0, launches: 1, bytes: 0 }
     }

@@ -47,9 +47,9 @@ pub struct KernelBench<'a> {
     pub rows: &'a [usize],
     /// Positions that a row of attention attends to, at least 1.
     pub context: usize,
-    /// The most runs that are enqueued before one wait, on devices that run asynchronously.
+    /// The most runs that are enqueued before one wait, on devices that run asynchronously; at least 1.
     pub runs: usize,
-    /// Timed measurements, of which the median counts.
+    /// Timed measurements, of which the median counts; at least 1.
     pub reps: usize,
 }
 
@@ -146,7 +146,7 @@ pub fn measure<D: Device>(
     each: &mut dyn FnMut(KernelTime) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
     let KernelBench { config, ranks, rows, context, runs, reps } = *bench;
-    let share = config.share(ranks).map_err(anyhow::Error::msg)?;
+    let share = config.share(ranks).map_err(|error| anyhow::anyhow!("--tp: {error}"))?;
     let vocabulary = Vocabulary { ids: config.vocab, share: share.vocab, ranks };
     let most = rows.iter().copied().max().unwrap_or(1);
     let timer = Timer::new(device, runs, reps)?;

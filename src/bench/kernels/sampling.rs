@@ -21,7 +21,7 @@ const PROMPT: usize = 512;
 const OUTPUT: usize = 128;
 
 /// The sources that a rank samples from: its logits, those of all ranks, and the shortlists of all ranks.
-/// Each has the most rows of a launch.
+/// Each buffer has as many rows as the largest launch.
 pub(super) struct SamplingOperations<'a, D: Device> {
     device: &'a D,
     timer: &'a Timer<D>,
@@ -117,7 +117,7 @@ impl<'a, D: Device> SamplingOperations<'a, D> {
 
     /// Times random sampling from the logits of the whole vocabulary.
     pub(super) fn sample(&self, rows: usize, step: &mut D::Step) -> anyhow::Result<KernelTime> {
-        let bytes = bytes::sample(rows, self.vocab);
+        let bytes = bytes::logits(rows, self.vocab);
         let source = || SampleSource::Logits { logits: &self.logits, vocab: self.vocab };
         self.sampled(Kernel { rows, bytes, ..Kernel::of("sample") }, source, self.vocab, step)
     }
@@ -171,7 +171,7 @@ impl<'a, D: Device> SamplingOperations<'a, D> {
             },
             |_, _| Ok(()),
         )?;
-        let (launches, bytes) = (rows.div_ceil(LOGIT_ROWS), bytes::shortlist(rows, share));
+        let (launches, bytes) = (rows.div_ceil(LOGIT_ROWS), bytes::logits(rows, share));
         Ok(Kernel { rows, launches, bytes, ..Kernel::of("shortlist") }.timed([rows, share], time))
     }
 
@@ -185,7 +185,7 @@ impl<'a, D: Device> SamplingOperations<'a, D> {
             }
             Ok(())
         })?;
-        let (launches, bytes) = (rows.div_ceil(LOGIT_ROWS), bytes::score(rows, self.vocab, ALTERNATIVES));
+        let (launches, bytes) = (rows.div_ceil(LOGIT_ROWS), bytes::logits(rows, self.vocab));
         Ok(Kernel { rows, launches, bytes, ..Kernel::of("score") }.timed([rows, self.vocab], time))
     }
 }

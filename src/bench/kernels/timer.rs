@@ -52,7 +52,7 @@ struct Measured {
 /// The most seconds of a measurement of several runs.
 const MOST_SECONDS: f64 = 0.02;
 
-/// Runs of a graph for each run that the host enqueues at most. A graph needs no memory for results, and with
+/// A graph may have this many times the runs of a queue. It needs no memory for results, and with
 /// many runs its launch and the wait hardly count.
 const GRAPH_RUNS: usize = 10;
 

@@ -79,8 +79,8 @@ impl Acts {
         }
     }
 
-    /// The address for the largest outputs of `rows` rows of a product that become rows of E4M3 here: a float
-    /// for each 64 elements, in the half of the values' memory that E4M3 leaves free.
+    /// Memory for the maxima of `rows` rows of a product, one F32 per 64 elements: the upper half of
+    /// `values`, which E4M3 does not use.
     pub(super) fn maxima(&self, rows: usize) -> u64 {
         assert!(rows <= self.scales.len(), "{rows} rows of {} do not fit the buffer", self.cols);
         self.values.at(self.values.len() / 2)

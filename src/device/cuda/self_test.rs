@@ -12,7 +12,7 @@ use crate::random::Random;
 
 /// Outputs: a whole tile, and eight outputs of a second one.
 const OUT: usize = 136;
-/// Outputs of which the largest is stored, and the number of such groups: two for each tile.
+/// Outputs that share one maximum, and the number of such groups of a row: two per tile.
 const GROUP: usize = 64;
 const GROUPS: usize = 4;
 /// Inputs: 15 chunks of E4M3, more than a block has stages. The last chunk is not full.

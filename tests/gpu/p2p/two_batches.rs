@@ -28,7 +28,7 @@ struct Counted<C> {
 /// A rank that does not do its sum.
 #[derive(Clone, Copy)]
 struct Fault {
-    /// The sum's number, of those of divided steps.
+    /// Which sum of the divided steps, from 0 on.
     sum: usize,
     /// How long the rank does nothing before the sum; `None` if it fails instead.
     stalls: Option<Duration>,
@@ -65,7 +65,7 @@ impl<C: Communicator<Cuda>> Communicator<Cuda> for Counted<C> {
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
         self.rows.lock().unwrap().push(update.delta.rows());
-        // Before, graphs of steps of few rows are captured.
+        // Sums of fewer rows are those of captured graphs, before the first step.
         let divided = update.delta.rows() == STEP_TOKENS / 2;
         let sum = self.sums.fetch_add(usize::from(divided), Ordering::Relaxed);
         if divided && let Some(fault) = self.fault.filter(|fault| fault.sum == sum) {
@@ -196,6 +196,6 @@ fn a_rank_that_ends_between_two_batches_ends_the_others() {
 
 #[test]
 fn a_rank_that_stalls_between_two_batches_is_named() {
-    let error = error_of_rank(1, Duration::from_secs(4), Some(Duration::from_secs(6)));
-    assert!(error.contains("rank 1 did not come within 4"), "{error}");
+    let error = error_of_rank(1, Duration::from_secs(8), Some(Duration::from_secs(12)));
+    assert!(error.contains("rank 1 did not come within 8"), "{error}");
 }

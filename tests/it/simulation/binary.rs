@@ -284,6 +284,10 @@ fn two_batches_that_no_step_can_have_are_refused() {
             "expected at most --max-num-batched-tokens, 512, got 768",
         ),
         (&["--tp", "1"], "expected --tp of at least 2, got 1"),
+        (
+            &["--tp", "8", "--max-num-batched-tokens", "200"],
+            "expected --max-num-batched-tokens of at least 256, got 200",
+        ),
     ] {
         let error = simulate_error(&[&random[..], &["--two-batch-tokens", "768"], args].concat());
         assert!(error.contains(&format!("--two-batch-tokens: {expected}")), "{error}");
