@@ -290,3 +290,28 @@ fn the_parts_of_a_run_are_documented_and_take_eight_minutes() {
         assert!(commands.contains(&format!("\n    {name}) command=(")), "{name} has no command");
     }
 }
+
+/// The tests that parts of a run name exist: a name that matches none would run nothing.
+#[test]
+fn the_tests_that_a_run_names_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let script = std::fs::read_to_string(root.join("benches/gpu/run")).unwrap();
+    let test_in = |file: &str, name: &str| {
+        let text = std::fs::read_to_string(root.join("tests").join(file)).unwrap_or_default();
+        text.contains(&format!("#[test]\nfn {name}"))
+    };
+    let words = script.split_whitespace().map(|word| word.trim_end_matches(')'));
+    let named: Vec<&str> = words.filter(|word| word.contains("::") && *word != "p2p::").collect();
+    assert!(named.len() > 10, "{named:?}");
+    for name in named {
+        let exists = match name.split("::").collect::<Vec<_>>()[..] {
+            ["device", module] => root.join(format!("tests/device/{module}.rs")).is_file(),
+            ["device", module, test] => test_in(&format!("device/{module}.rs"), test),
+            ["p2p", test] => {
+                root.join(format!("tests/gpu/p2p/{test}.rs")).is_file() || test_in("gpu/p2p.rs", test)
+            }
+            _ => false,
+        };
+        assert!(exists, "benches/gpu/run names the test {name}, which does not exist");
+    }
+}
