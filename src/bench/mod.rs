@@ -6,6 +6,7 @@ pub mod host_overhead;
 pub mod kernels;
 pub mod load_client;
 mod mask_cost;
+mod measured_device;
 pub mod model_loading;
 pub(crate) mod offline_engine;
 pub mod rank;

@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use super::read_bandwidth::read_bandwidth;
+use super::measured_device::MeasuredDevice;
 use super::steps::{DecodeRun, Steps};
 use crate::comm::{Communicator, Message, SingleDeviceGroup};
 use crate::config::BenchRankArgs;
 use crate::cost::Hardware;
 use crate::device::{BLOCK_TOKENS, Device, KvDtype, MakeRandomMatrix, upload_random};
-use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
-use crate::machine;
+use crate::launch::{Devices, NOTHING_TO_MEASURE};
 use crate::model::{Model, ModelConfig, Precision, StepRoom};
 use crate::runner::{MemoryNeeds, MemoryPlan, RankParts, Runner, RunnerOptions, gib};
 use crate::statistics::{percentile, sorted};
@@ -40,25 +39,12 @@ const PROJECTED_RANKS: usize = 8;
 /// end.
 pub fn run(args: &BenchRankArgs, log: &Log) -> anyhow::Result<ExitCode> {
     // Decode steps need an LM head, also where the model has a reward head in its place.
-    let whole = ModelConfig { reward: None, ..ModelConfig::from_dir(&args.config)? };
-    let mut config = whole.share(args.tp).map_err(anyhow::Error::msg)?;
+    let whole = ModelConfig { reward: None, ..ModelConfig::from_dir(&args.rank.config)? };
+    let mut config = whole.share(args.rank.tp).map_err(anyhow::Error::msg)?;
     config.layers = args.layers.unwrap_or(config.layers);
-    let devices = Devices::open(&DeviceChoice {
-        device: args.device,
-        gpus: vec![0],
-        threads: machine::cores(),
-        isa: None,
-        deterministic: args.deterministic,
-    })?;
-    let device = devices.describe();
-    let conditions = match &devices {
-        Devices::Cuda(gpus) => Some(gpus.conditions()?),
-        Devices::Cpu(_) | Devices::Simulated(_) => None,
-    };
-    let before = conditions.as_ref().map(|conditions| conditions());
-    tracing::info!("{device}{}", before.as_ref().map_or(String::new(), |before| format!(": {before}")));
+    let MeasuredDevice { devices, record } = MeasuredDevice::open(&args.rank, args.deterministic)?;
     let bars = log.handle().bars;
-    let limits = DeviceLimits { read: read_bandwidth(&devices)?, memory: devices.memory(None)?.bytes, bars };
+    let limits = DeviceLimits { read: record.read, memory: devices.memory(None)?.bytes, bars };
     let measured = match devices {
         Devices::Cpu(mut cpus) => measure(cpus.remove(0), upload_random, &config, args, &limits)?,
         Devices::Cuda(gpus) => {
@@ -67,19 +53,8 @@ pub fn run(args: &BenchRankArgs, log: &Log) -> anyhow::Result<ExitCode> {
         }
         Devices::Simulated(_) => anyhow::bail!(NOTHING_TO_MEASURE),
     };
-    let after = conditions.map(|conditions| conditions());
-    if let Some(after) = &after {
-        tracing::info!("after: {after}");
-    }
-    if args.json {
-        let report = json!({
-            "device": device, "before": before, "after": after, "config": args.config, "tp": args.tp,
-            "layers": config.layers, "deterministic": args.deterministic, "read_bytes_per_s": limits.read,
-            "steps": measured,
-        });
-        print_line!("{report:#}")?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let figures = json!({ "layers": config.layers, "deterministic": args.deterministic, "steps": measured });
+    record.end(&args.rank, args.json, figures)
 }
 
 /// Bandwidth and memory of the device.
@@ -161,9 +136,9 @@ impl Setup {
         };
         let needs = MemoryNeeds::new(&limited, &D::LAYOUT, PRECISION, KvDtype::Fp8, &room);
         let largest = Message { float_type: PRECISION.results(), rows, cols: config.hidden };
-        let comm = SingleDeviceGroup::new(&device, args.tp, largest)?;
+        let comm = SingleDeviceGroup::new(&device, args.rank.tp, largest)?;
         let projection = projection(&device, &comm, config, args)?;
-        let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.tp, largest));
+        let memory = memory.saturating_sub(SingleDeviceGroup::<D>::bytes(args.rank.tp, largest));
         let plan = MemoryPlan::new(needs, memory, None, limited.max_positions, batch)?;
         tracing::info!("reads {:.1} GB/s; weights {}", read / 1e9, gib(needs.weights));
         let bar = bars.bar(Some(config.layers as u64), "creating layers {bar:32} {pos}/{len}");
@@ -235,7 +210,7 @@ fn projection<D: Device>(
     config: &ModelConfig,
     args: &BenchRankArgs,
 ) -> anyhow::Result<BTreeMap<usize, f64>> {
-    if args.tp != PROJECTED_RANKS {
+    if args.rank.tp != PROJECTED_RANKS {
         return Ok(BTreeMap::new());
     }
     let published = Hardware::named(Hardware::H100).map_err(anyhow::Error::msg)?;

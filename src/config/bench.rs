@@ -8,9 +8,9 @@ use super::DeviceName;
 use super::parsers::{at_least_1, boolean, rank_count};
 use crate::model::{HeadDtype, Precision};
 
-/// Arguments of `octant bench rank`.
+/// The rank of a model that `octant bench` `rank` and `kernels` measure, and the device.
 #[derive(Debug, Clone, Args)]
-pub struct BenchRankArgs {
+pub(crate) struct MeasuredRankArgs {
     /// Directory with the model's config.json
     #[arg(long, value_name = "DIR")]
     pub(crate) config: PathBuf,
@@ -26,6 +26,14 @@ pub struct BenchRankArgs {
     /// Device to measure
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub(crate) device: DeviceName,
+}
+
+/// Arguments of `octant bench rank`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchRankArgs {
+    /// The rank that is measured.
+    #[command(flatten)]
+    pub(crate) rank: MeasuredRankArgs,
     /// Use deterministic products only. With false, on CUDA only, cuBLASLt computes products of many rows
     /// if it was measured to be faster
     #[arg(long, value_name = "BOOL", default_value = "true", value_parser = boolean, action = ArgAction::Set)]
@@ -56,21 +64,9 @@ pub struct BenchRankArgs {
 /// Arguments of `octant bench kernels`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchKernelsArgs {
-    /// Directory with the model's config.json
-    #[arg(long, value_name = "DIR")]
-    pub(crate) config: PathBuf,
-    /// Tensor-parallel ranks that share the model; one of them is measured
-    #[arg(
-        long,
-        value_name = "N",
-        default_value = "1",
-        value_parser = rank_count(),
-        visible_alias = "tensor-parallel-size"
-    )]
-    pub(crate) tp: usize,
-    /// Device to measure
-    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
-    pub(crate) device: DeviceName,
+    /// The rank that is measured.
+    #[command(flatten)]
+    pub(crate) rank: MeasuredRankArgs,
     /// Numbers of rows, separated by commas
     #[arg(
         long,

@@ -39,6 +39,7 @@ mod two_batches;
 pub(crate) use api_keys::ApiKey;
 pub use batch::BatchFileArgs;
 pub(crate) use batch::{BatchRunArgs, KeptSettings};
+pub(crate) use bench::MeasuredRankArgs;
 pub use bench::{
     BenchHostArgs, BenchKernelsArgs, BenchLoadArgs, BenchRankArgs, BenchReduceArgs, ConstrainedBy,
 };

@@ -21,11 +21,10 @@ use serde_json::{Value, json};
 pub use measured::KernelTime;
 pub use timer::Timing;
 
-use super::read_bandwidth::read_bandwidth;
+use super::measured_device::MeasuredDevice;
 use crate::config::BenchKernelsArgs;
 use crate::device::{Device, DeviceError, MatrixShape};
-use crate::launch::{DeviceChoice, Devices, NOTHING_TO_MEASURE};
-use crate::machine;
+use crate::launch::{Devices, NOTHING_TO_MEASURE};
 use crate::model::ModelConfig;
 use crate::stdio::results::print_line;
 use attention::AttentionOperation;
@@ -56,26 +55,13 @@ pub struct KernelBench<'a> {
 /// Runs the benchmark. Prints a line per operation and number of rows, and with `--json` one object with all
 /// of them at the end.
 pub fn run(args: &BenchKernelsArgs) -> anyhow::Result<ExitCode> {
-    let config = ModelConfig::from_dir(&args.config)?;
-    let devices = Devices::open(&DeviceChoice {
-        device: args.device,
-        gpus: vec![0],
-        threads: machine::cores(),
-        isa: None,
-        deterministic: true,
-    })?;
-    let device = devices.describe();
-    let conditions = match &devices {
-        Devices::Cuda(gpus) => Some(gpus.conditions()?),
-        Devices::Cpu(_) | Devices::Simulated(_) => None,
-    };
-    let before = conditions.as_ref().map(|conditions| conditions());
-    let read = read_bandwidth(&devices)?;
-    let state = before.as_ref().map_or(String::new(), |before| format!(": {before}"));
-    tracing::info!("{device}{state}; reads {:.1} GB/s", read / 1e9);
+    let config = ModelConfig::from_dir(&args.rank.config)?;
+    let MeasuredDevice { devices, record } = MeasuredDevice::open(&args.rank, true)?;
+    let read = record.read;
+    tracing::info!("reads {:.1} GB/s", read / 1e9);
     let bench = KernelBench {
         config: &config,
-        ranks: args.tp,
+        ranks: args.rank.tp,
         rows: &args.rows,
         context: args.context,
         runs: RUNS,
@@ -96,18 +82,8 @@ pub fn run(args: &BenchKernelsArgs) -> anyhow::Result<ExitCode> {
     if config.reward.is_none() {
         print_line!("reward_head  not measured: the model has no reward head")?;
     }
-    let after = conditions.map(|conditions| conditions());
-    if let Some(after) = &after {
-        tracing::info!("after: {after}");
-    }
-    if args.json {
-        let report = json!({
-            "device": device, "before": before, "after": after, "config": args.config, "tp": args.tp,
-            "context": args.context, "reps": args.reps, "read_bytes_per_s": read, "kernels": rows,
-        });
-        print_line!("{report:#}")?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let figures = json!({ "context": args.context, "reps": args.reps, "kernels": rows });
+    record.end(&args.rank, args.json, figures)
 }
 
 const HEADER: &str = "operation    kernel        rows launches shape                 timed         us  \
