@@ -1,5 +1,6 @@
 // OP: out = quant(relu(h)^2), or with a gate quant(silu(gate) * up)
-// INPUTS: h f32 or bf16 [rows, cols], or [rows, 2 * cols] with the gate first
+// INPUTS: h f32 or bf16 [rows, cols], or [rows, 2 * cols]: eight gates, the eight that they
+//     multiply, and so on
 // OUTPUTS: out [rows, cols] as BF16, or as E4M3 with scales f32 [rows]
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
@@ -8,6 +9,7 @@
 // COST: rows * cols * (2 or 4, twice that with a gate, + bytes of an output element); bound by memory
 // TWINS: src/device/cpu/activation.rs
 #include "row.cuh"
+#include "silu.cuh"
 
 struct ActivationParams {
     const void* h;
@@ -19,10 +21,8 @@ struct ActivationParams {
 };
 static_assert(sizeof(ActivationParams) == 56);
 
-DEVICE float silu(float x) { return x / (1.0f + expf(-x)); }
-
 // Computes a row before it is quantised, and returns the largest magnitude of the thread's elements. GATED:
-// inputs are the gate and the values that it multiplies, otherwise the values alone.
+// inputs are gates and the values that they multiply, otherwise the values alone.
 template <bool GATED>
 DEVICE float activate(const ActivationParams& p, const SharedRow& row) {
     // Groups of eight that a thread loads at a time: as many as leave registers for two blocks of 512
@@ -37,8 +37,8 @@ DEVICE float activate(const ActivationParams& p, const SharedRow& row) {
         for (uint32_t load = 0; load < LOADS; ++load) {
             const uint32_t i = first + load * blockDim.x;
             if (i >= groups) continue;
-            inputs[load] = eight_at(p.h, p.bf16, start + i);
-            if (GATED) ups[load] = eight_at(p.h, p.bf16, start + groups + i);
+            inputs[load] = eight_at(p.h, p.bf16, start + (GATED ? 2 * i : i));
+            if (GATED) ups[load] = eight_at(p.h, p.bf16, start + 2 * i + 1);
         }
 #pragma unroll
         for (uint32_t load = 0; load < LOADS; ++load) {

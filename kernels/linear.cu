@@ -1,8 +1,8 @@
 // OP: out[m][n] = (sum over k of x[m][k] * w[n][k]) * x_scale[m] * w_scale[n]
 // INPUTS: x as in row.cuh, E4M3 with scales f32 [m], or BF16; w as in pack.cuh, E4M3 with scales f32 [n], or
 //     BF16
-// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows); largest
-//     outputs of rows (RowMaxima)
+// OUTPUTS: out [m, n], F32 or BF16, in this GPU's memory or in that of several ranks (OutputRows), or F32
+//     [m, n / 2], SwiGLU of BF16 outputs; largest magnitudes of rows (RowMaxima)
 // LAUNCH: 384 threads; spread: `parts` blocks, m at most the variant's N; whole: any even number of blocks,
 //     any number of rows; shared memory for the stages, computed in src/device/cuda/linear.rs
 // LIMITS: N = 8, 16, 32, 64, 128 or 256, if whole 64 or 128; counters zero before
@@ -27,43 +27,15 @@
 // and the last block to arrive adds them. Otherwise each block computes whole tiles for N rows, one segment
 // after the other, and keeps the total in registers. The two blocks of a cluster compute neighbouring tiles
 // for the same rows: each block copies half of the inputs to both.
-#include "linear_tiles.cuh"
-#include "output_rows.cuh"
+#include "linear_store.cuh"
 #include "pack.cuh"
 #include "wgmma.cuh"
 
-// Threads of the warpgroups that multiply, and of the one whose first warp copies.
-constexpr uint32_t CONSUMERS = 256;
-constexpr uint32_t PRODUCERS = 128;
 // Chunks of weights that a block reads to L2 while earlier kernels run, behind those that it copies to
 // stages. src/device/product_tiles.rs has the same number.
 constexpr uint32_t READ_AHEAD = 8;
 // The largest dynamic shared memory of a block, and its part behind the stages, for barriers.
 constexpr uint32_t SHARED_BYTES = 220 << 10, BARRIER_BYTES = 256;
-
-struct LinearParams {
-    const uint8_t* x;
-    const float* x_scales;
-    const uint8_t* w;
-    const float* w_scales;
-    OutputRows out;
-    // [2 * parts][N / 8][256 threads]: sums of segments of cut tiles.
-    float4* partials;
-    // [tiles]: the number of segments that have been written; zero before and after.
-    uint32_t* counters;
-    uint32_t m;
-    uint32_t n;
-    // Rows of a chunk of x in memory, a multiple of 8.
-    uint32_t x_rows;
-    Tiles tiles;
-    uint32_t out_bf16;
-    // Only if outputs are BF16.
-    RowMaxima maxima;
-};
-static_assert(sizeof(LinearParams) == 184);
-
-// Element type of an operand.
-enum class Type { e4m3, bf16 };
 
 template <Type W, Type X, uint32_t N, bool WHOLE>
 struct Linear {
@@ -78,9 +50,6 @@ struct Linear {
     // the instruction.
     static constexpr uint32_t ROWS = N < 128 ? N : 128;
     static constexpr uint32_t SUMS = ROWS / 2;
-    // Words of a row that warps exchange. Four are padding, so that the eight rows of a matrix are in
-    // different banks.
-    static constexpr uint32_t ROW_WORDS = 36;
     // Loads of sums at a time, as many as there are registers for.
     static constexpr uint32_t LOADS = N / 8 < 8 ? N / 8 : 8;
 
@@ -309,76 +278,9 @@ struct Linear {
         store(tile, total);
     }
 
-    // Stores the sums within m and n, with scales. Sum 4i + 2h + j is of output + 8h and row + 8i + j.
     DEVICE_MEMBER void store(const Segment& segment, const float (&sums)[N / 2]) const {
-        const uint32_t warp = (threadIdx.x - PRODUCERS) / 32;
-        const uint32_t output = segment.tile * TILE + warp * 16 + lane_id() / 4;
-        const uint32_t row = segment.row + lane_id() % 4 * 2;
-        float w_scales[2] = {1.0f, 1.0f};
-#pragma unroll
-        for (uint32_t h = 0; h < 2; ++h) {
-            if (W == Type::e4m3 && output + 8 * h < p.n) w_scales[h] = p.w_scales[output + 8 * h];
-        }
-        if (p.out_bf16) return store_bf16(segment, sums, w_scales);
-        OutputCursor rows = {p.out, p.n, 0};
-#pragma unroll
-        for (uint32_t i = 0; i < N / 4; ++i) {
-            const uint32_t m = row + i / 2 * 8 + i % 2;
-            const float x_scale = x_scale_of(m);
-            if (m >= p.m) continue;
-            float* to = rows.at<float>(m);
-#pragma unroll
-            for (uint32_t h = 0; h < 2; ++h) {
-                const uint32_t n = output + 8 * h;
-                const float y = sums[i / 2 * 4 + 2 * h + i % 2] * x_scale * w_scales[h];
-                if (n < p.n) to[n] = y;
-            }
-        }
-    }
-
-    DEVICE_MEMBER float x_scale_of(uint32_t row) const {
-        return X == Type::e4m3 && row < p.m ? p.x_scales[row] : 1.0f;
-    }
-
-    // The same as BF16. The threads of a warpgroup exchange sums through shared memory, 16 rows at a time, so
-    // that eight lanes store 128 contiguous bytes of a row.
-    DEVICE_MEMBER void store_bf16(const Segment& segment, const float (&sums)[N / 2],
-                                  const float (&w_scales)[2]) const {
-        const uint32_t group = threadIdx.x / 128 - 1, thread = threadIdx.x % 128;
-        const uint32_t warp = thread / 32, g = lane_id() / 4, t = lane_id() % 4;
-        uint32_t* words = exchanged(group);
-        const uint32_t n = segment.tile * TILE + group * 64 + thread % 8 * 8;
-        OutputCursor outputs = {p.out, p.n, 0};
-#pragma unroll
-        for (uint32_t rows = 0; rows < N; rows += 16) {
-            // All have stored the rows before.
-            sync_warpgroup(group);
-#pragma unroll
-            for (uint32_t i = 0; i < 2; ++i) {
-                // The smallest variant has eight rows only.
-                if (rows + 8 * i >= N) continue;
-                const uint32_t row = segment.row + rows + 8 * i + 2 * t;
-                const float x_scales[2] = {x_scale_of(row), x_scale_of(row + 1)};
-                // Matrix h has eight rows and the eight outputs from 8h on. A lane gets two outputs of row g.
-#pragma unroll
-                for (uint32_t h = 0; h < 2; ++h) {
-                    const float* pair = sums + (rows + 8 * i) / 2 + 2 * h;
-                    words[(8 * i + g) * ROW_WORDS + warp * 8 + h * 4 + t] = transposed(
-                        bf16x2(pair[0] * x_scales[0] * w_scales[h], pair[1] * x_scales[1] * w_scales[h]));
-                }
-            }
-            sync_warpgroup(group);
-            const uint32_t row = rows + thread / 8, m = segment.row + row;
-            const bool exists = row < N && m < p.m;
-            uint4 pairs = make_uint4(0, 0, 0, 0);
-            if (exists && n < p.n) {
-                pairs = reinterpret_cast<const uint4*>(words + thread / 8 * ROW_WORDS)[thread % 8];
-                store_outputs(outputs.at<uint16_t>(m), n, p.n, pairs);
-            }
-            if (p.maxima.values == nullptr) continue;
-            const size_t tile = static_cast<size_t>(m) * p.tiles.outputs + segment.tile;
-            p.maxima.store(pairs, exists, tile, group);
-        }
+        const uint32_t group = threadIdx.x / 128 - 1;
+        TileStore<W, X, N>{p, segment, group, exchanged(group)}.store(sums);
     }
 
     // Memory of a warpgroup for 16 rows of 64 outputs. A block of a cluster has it behind its barriers.
@@ -389,15 +291,6 @@ struct Linear {
         } else {
             SHARED uint32_t words[CONSUMERS / 128][16 * ROW_WORDS];
             return words[group];
-        }
-    }
-
-    // Waits for the threads of this warpgroup. Constant ids, so that the kernel takes few barriers.
-    static DEVICE_MEMBER void sync_warpgroup(uint32_t group) {
-        if (group == 0) {
-            group_sync(2, 128);
-        } else {
-            group_sync(3, 128);
         }
     }
 

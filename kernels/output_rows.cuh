@@ -28,23 +28,20 @@ struct OutputCursor {
     }
 };
 
-// Where a product stores the largest outputs of its rows, for the kernel that quantises them.
+// Where a product stores the largest values of its rows, for the kernel that quantises them.
 struct RowMaxima {
-    // f32 [rows, tiles of outputs, 2]: the largest of 64 outputs as they are stored, at least 0; NaN is
-    // ignored. Null if no kernel reads them.
+    // f32 [rows, tiles of outputs, 2], for 64 outputs each: the largest output, at least 0, or the largest
+    // magnitude of SwiGLU of the outputs. NaN is ignored. Null if no kernel reads them.
     float* values;
 
-    // Stores the largest output of a row. Eight lanes have eight outputs each, zeros where there are none.
-    // Every lane of the warp calls this. `exists`: whether the row exists. `half`: of the tile, 0 or 1.
-    DEVICE_MEMBER void store(const uint4& pairs, bool exists, size_t tile, uint32_t half) const {
-        uint32_t largest = bf16x2_max(bf16x2_max(pairs.x, pairs.y), bf16x2_max(pairs.z, pairs.w));
+    // Stores maximum number `at`, of a row that eight lanes have, unless `exists` is false. Every lane of the
+    // warp calls this.
+    DEVICE_MEMBER void store(float largest, bool exists, size_t at) const {
 #pragma unroll
         for (int step = 4; step > 0; step /= 2) {
-            largest = bf16x2_max(largest, __shfl_xor_sync(~0u, largest, step));
+            largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, step));
         }
-        if (!exists || lane_id() % 8 != 0) return;
-        const float2 both = floats_of_bf16x2(largest);
-        values[2 * tile + half] = fmaxf(fmaxf(both.x, both.y), 0.0f);
+        if (exists && lane_id() % 8 == 0) values[at] = fmaxf(largest, 0.0f);
     }
 };
 

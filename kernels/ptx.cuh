@@ -120,6 +120,13 @@ DEVICE float exp2_fast(float x) {
     return out;
 }
 
+// 1 / x, within 2^-23 of its size. 0 for infinity and for results that would be subnormal.
+DEVICE float reciprocal_fast(float x) {
+    float out;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(x));
+    return out;
+}
+
 // d += a × b: [16, 16] × [16, 8], F16 in and F32 out. Lane l, with g = l / 4 and t = l % 4, holds the pairs
 // (g, 2t), (g + 8, 2t), (g, 2t + 8), (g + 8, 2t + 8) of `a`, the pairs at rows 2t and 2t + 8 of column g of
 // `b`, and the elements (g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1) of `d`.

@@ -163,7 +163,7 @@ def costs(s: Shapes, step: Step, head_bytes: int) -> dict[str, Cost]:
         "attention_prefill": Cost(cached, attended, "attention"),
         "attention_combine": Cost(step.entries() * s.q * (s.dim + 2) * 4 + rows * s.q * s.dim),
         "activation": Cost(rows * (2 * up + s.ffn)),
-        "activation_quantise": Cost(rows * s.ffn * (2 + 1 + 1 / 16)),
+        "activation_quantise": Cost(rows * (2 * up + s.ffn + up / 16)),
         "select": Cost(step.logits * s.hidden * 8),
         "linear head": linear(step.logits, s.vocab, s.hidden, head_bytes, 2, 4),
         "sample": Cost(step.logits * s.vocab * 4),

@@ -1,5 +1,7 @@
 //! Weights in host memory, on their way from a checkpoint to a device.
 
+use std::ops::Range;
+
 /// Shape and element type of a weight matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixShape {
@@ -51,6 +53,18 @@ pub struct HostRows<'a> {
 }
 
 impl HostRows<'_> {
+    /// Some of the rows, which exist.
+    pub fn slice(&self, rows: Range<usize>) -> Self {
+        let start = rows.start * self.stride;
+        let data = match self.data {
+            MatrixData::Bf16(values) => MatrixData::Bf16(&values[start..]),
+            MatrixData::Fp8 { codes, scales } => {
+                MatrixData::Fp8 { codes: &codes[start..], scales: &scales[rows.clone()] }
+            }
+        };
+        Self { rows: rows.len(), data, ..*self }
+    }
+
     /// Checks that `data` holds all elements of every row.
     ///
     /// # Panics

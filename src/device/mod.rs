@@ -25,7 +25,7 @@ use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use activation::{Activation, QuantisedActivation};
+pub use activation::{Activation, GatedRows, QuantisedActivation};
 pub(crate) use attention_tiles::DECODE_ROWS;
 pub use error::{DeviceError, PEER};
 pub use floats::{FloatType, Floats, Message, upload_floats, upload_matrix};
@@ -401,8 +401,9 @@ pub trait Device: Debug + Sized + Send + Sync + 'static {
         quant: ActQuant,
         out: &mut Self::Acts,
     ) -> Result<(), DeviceError>;
-    /// The first product of an MLP and its activation: h = x · wᵀ, out = quant(activation(h)), with the bits
-    /// of [`Device::linear`] and [`Device::activation`].
+    /// The first product of an MLP and its activation: out = quant(activation(x · wᵀ)), with the bits of
+    /// [`Device::linear`] and [`Device::activation`]. `h` has memory for the product; what it holds
+    /// afterwards is up to the device.
     fn linear_activation(
         &self,
         x: &Self::Acts,

@@ -12,7 +12,7 @@ use super::convert;
 use super::error::LoadError;
 use super::scheme::{Scheme, StoredFormat};
 use super::{HeadDtype, Precision, Shard};
-use crate::device::{ActQuant, Activation, HeadShape, LayerKv, NormKind};
+use crate::device::{ActQuant, Activation, GatedRows, HeadShape, LayerKv, NormKind};
 
 /// A matrix of the model; every rank has one of this shape.
 #[derive(Debug)]
@@ -54,8 +54,35 @@ pub(super) struct RankPart {
     pub(super) matrix: usize,
     pub(super) rows: Range<usize>,
     pub(super) cols: Range<usize>,
-    /// Row of the rank's matrix that receives the first of `rows`.
-    pub(super) first: usize,
+    pub(super) place: Place,
+}
+
+/// Where the rows of a rank's part are in its matrix.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// From this row on.
+    From(usize),
+    /// Alternating with the other rows of a gated MLP.
+    Gated(GatedRows),
+}
+
+impl RankPart {
+    /// Divides some rows of the stored matrix that this part has into runs that are consecutive in the rank's
+    /// matrix too. Returns each run, and its first row in the rank's matrix.
+    pub(super) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let (start, len, place) = (self.rows.start, self.rows.len(), self.place);
+        let mut next = rows.start;
+        std::iter::from_fn(move || {
+            let index = next.checked_sub(start).filter(|_| next < rows.end)?;
+            let (most, first) = match place {
+                Place::From(first) => (len, first + index),
+                Place::Gated(which) => (GatedRows::GROUP - index % GatedRows::GROUP, which.row(index, len)),
+            };
+            let run = next..rows.end.min(next + most);
+            next = run.end;
+            Some((run, first))
+        })
+    }
 }
 
 /// A norm's weights; every rank has all of them.
@@ -104,6 +131,8 @@ struct ModulePlan {
     name: &'static str,
     out: usize,
     rows: Vec<Range<usize>>,
+    /// Which outputs of a gated MLP these are, if any.
+    gated: Option<GatedRows>,
 }
 
 /// Input columns of a matrix.
@@ -164,7 +193,8 @@ impl LoadPlanner<'_> {
         let own_ffn = self.each(|shard| shard.part(ffn));
         let whole = self.each(|_| 0..hidden);
         let (q, kv) = (q_heads * head_dim, kv_heads * head_dim);
-        let module = |name, out, rows: &[Range<usize>]| ModulePlan { name, out, rows: rows.to_vec() };
+        let module =
+            |name, out, rows: &[Range<usize>]| ModulePlan { name, out, rows: rows.to_vec(), gated: None };
         let qkv = [
             module("self_attn.q_proj", q, &own_q),
             module("self_attn.k_proj", kv, &own_kv),
@@ -173,7 +203,10 @@ impl LoadPlanner<'_> {
         let up_proj = module("mlp.up_proj", ffn, &own_ffn);
         let up: &[_] = match self.config.activation {
             Activation::SquaredRelu => &[up_proj],
-            Activation::SwiGlu => &[module("mlp.gate_proj", ffn, &own_ffn), up_proj],
+            Activation::SwiGlu => &[
+                ModulePlan { gated: Some(GatedRows::Gate), ..module("mlp.gate_proj", ffn, &own_ffn) },
+                ModulePlan { gated: Some(GatedRows::Up), ..up_proj },
+            ],
         };
         let output = [module("self_attn.o_proj", hidden, &whole)];
         let down = [module("mlp.down_proj", hidden, &whole)];
@@ -192,14 +225,14 @@ impl LoadPlanner<'_> {
         self.shards.iter().map(|shard| part(*shard)).collect()
     }
 
-    /// Plans a matrix of one or more modules, whose outputs are concatenated.
+    /// Plans a matrix of one or more modules, whose outputs are concatenated or, of a gated MLP, alternate.
     fn linear(&mut self, base: &str, modules: &[ModulePlan], inputs: Inputs<'_>) -> Result<usize, LoadError> {
         let matrix = self.matrices.len();
         let mut input_scale: Option<f32> = None;
         let mut stored_fp8 = 0;
         let mut bf16: Option<bool> = None;
         let mut first = 0;
-        for ModulePlan { name, out, rows } in modules {
+        for ModulePlan { name, out, rows, gated } in modules {
             let module = format!("{base}.{name}");
             let (tensor, form) = if self.is_fp8(&module)? {
                 stored_fp8 += 1;
@@ -221,7 +254,7 @@ impl LoadPlanner<'_> {
             bf16 = Some(is_bf16);
             let parts = rows.iter().zip(inputs.cols).enumerate().map(|(rank, (rows, cols))| {
                 let (rows, cols) = (rows.clone(), cols.clone());
-                RankPart { rank, matrix, rows, cols, first }
+                RankPart { rank, matrix, rows, cols, place: gated.map_or(Place::From(first), Place::Gated) }
             });
             self.sources.push(StoredMatrix { tensor, form, parts: parts.collect() });
             first += rows[0].len();
@@ -327,8 +360,9 @@ impl LoadPlanner<'_> {
         let matrix = self.matrices.len();
         self.matrices.push(MatrixPlan { out, input, bf16: matches!(form, WeightForm::Bf16), quant });
         let parts = ids.into_iter().enumerate();
-        let parts =
-            parts.map(|(rank, rows)| RankPart { rank, matrix, rows, cols: 0..input, first: 0 }).collect();
+        let parts = parts
+            .map(|(rank, rows)| RankPart { rank, matrix, rows, cols: 0..input, place: Place::From(0) })
+            .collect();
         self.sources.push(StoredMatrix { tensor, form, parts });
         matrix
     }

@@ -98,7 +98,7 @@ struct Layer<D: Device> {
     kv: LayerKv,
     output: Linear<D::Matrix>,
     mlp_norm: Norm<D>,
-    /// Up; with a gate, gate and up concatenated by outputs.
+    /// Up; with a gate, gate and up in the order of [`GatedRows`](crate::device::GatedRows).
     up: Linear<D::Matrix>,
     down: Linear<D::Matrix>,
 }

@@ -8,8 +8,9 @@
 //! ahead.
 //!
 //! Besides the weights, memory holds two buffers per reading thread and one converted task per converting
-//! thread, whatever the size of the model. A task has at least 32 rows: 4.7 MB for rows of 73,728 BF16
-//! elements. Where memory is scarce, fewer threads run.
+//! thread, whatever the size of the model. A GPU's memory receives whole tiles of rows, so the gate of an MLP
+//! also waits until the values that it multiplies have been read. A task has at least 32 rows: 4.7 MB for
+//! rows of 73,728 BF16 elements. Where memory is scarce, fewer threads run.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -379,7 +380,11 @@ impl<D: Device> Loader<'_, D> {
     /// Fills rows of a rank's matrix, starting with row `first` of the stored matrix.
     fn fill(&self, part: &RankPart, first: usize, rows: HostRows<'_>) -> Result<(), LoadError> {
         let builder = &self.builders[part.rank][part.matrix];
-        Ok(self.devices[part.rank].write_rows(builder, part.first + first - part.rows.start, rows)?)
+        for (run, to) in part.runs(first..first + rows.rows) {
+            let rows = rows.slice(run.start - first..run.end - first);
+            self.devices[part.rank].write_rows(builder, to, rows)?;
+        }
+        Ok(())
     }
 
     /// Fills stored E4M3 codes. `scales` has an entry for each row of the tensor.

@@ -1,7 +1,9 @@
 //! Row operations against F64: norm, activation, quantisation, add and select.
 
 use crate::dev::{self, Dev};
-use octant::device::{ActQuant, Activation, Device, Norm, NormKind, StepCapacity, fp8, upload_floats};
+use octant::device::{
+    ActQuant, Activation, Device, GatedRows, Norm, NormKind, StepCapacity, fp8, upload_floats,
+};
 
 use super::{noise, seen};
 
@@ -141,10 +143,13 @@ fn activations_agree_with_f64() {
             let got = seen(&device, &out, rows, ffn);
             for (i, got) in got.iter().enumerate() {
                 let (row, col) = (i / ffn, i % ffn);
-                let x = f64::from(h[row * width + col]);
-                let expected = match kind {
-                    Activation::SquaredRelu => x.max(0.0).powi(2),
-                    Activation::SwiGlu => x / (1.0 + (-x).exp()) * f64::from(h[row * width + ffn + col]),
+                let h = |output: usize| f64::from(h[row * width + output]);
+                let [x, expected] = match kind {
+                    Activation::SquaredRelu => [h(col), h(col).max(0.0).powi(2)],
+                    Activation::SwiGlu => {
+                        let [x, up] = [GatedRows::Gate, GatedRows::Up].map(|which| h(which.row(col, ffn)));
+                        [x, x / (1.0 + (-x).exp()) * up]
+                    }
                 };
                 let bound = expected.abs() / 255.0 + 1e-12;
                 assert!(

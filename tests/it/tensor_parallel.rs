@@ -1,6 +1,7 @@
 //! One, two, four and eight ranks compute the same, and a rank that fails or stalls in a step is named in
 //! time.
 
+pub mod gated;
 mod grammars;
 mod many_rows;
 

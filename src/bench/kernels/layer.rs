@@ -79,7 +79,7 @@ impl<D: Device> LayerOperations<'_, D> {
     }
 
     /// Times the activation between the products of the MLP, from BF16 to E4M3, as an operation of its own.
-    /// Steps on CUDA run another kernel for squared ReLU, which takes the rows' maxima from MLP up.
+    /// Steps on CUDA run another kernel, which takes the rows' maxima from MLP up.
     pub(super) fn activation(&self, rows: usize) -> anyhow::Result<KernelTime> {
         let [_, _, (input, _), (_, ffn)] = self.share.linear_shapes();
         let h = self.zeros(Precision::Fp8.results(), rows, input)?;

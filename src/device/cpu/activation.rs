@@ -7,7 +7,7 @@ use super::exp::silu;
 use super::isa::by_isa;
 use super::quant::ActRows;
 use super::{Acts, Cpu, Floats};
-use crate::device::{ActQuant, Activation};
+use crate::device::{ActQuant, Activation, GatedRows};
 
 /// The operands of one call.
 struct ActivationJob<'a> {
@@ -45,9 +45,12 @@ fn rows_of<const FMA: bool>(job: &ActivationJob<'_>, range: Range<usize>, scratc
                 }
             }
             Activation::SwiGlu => {
-                let (gate, up) = h.split_at(cols);
-                for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
-                    *o = silu::<FMA>(*g) * u;
+                const GROUP: usize = GatedRows::GROUP;
+                for (out, pairs) in out.chunks_mut(GROUP).zip(h.chunks(2 * GROUP)) {
+                    let (gate, up) = pairs.split_at(out.len());
+                    for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
+                        *o = silu::<FMA>(*g) * u;
+                    }
                 }
             }
         }

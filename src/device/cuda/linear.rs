@@ -7,7 +7,7 @@ use super::{Acts, Buffer, Cuda, Driver, Floats, Launch, Matrix};
 use crate::device::product_tiles::{CHUNK, Cuts, Division, MaxRows, PARTS, TILE, shared_bytes, variant_rows};
 use crate::device::{DeviceError, FloatType, Layout};
 
-/// `OutputRows` of `kernels/linear.cu`.
+/// `OutputRows` of `kernels/output_rows.cuh`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct OutputRows {
@@ -35,8 +35,10 @@ struct LinearParams {
     row_tiles: u32,
     out_bf16: u32,
     maxima: u64,
+    gated: u32,
+    unused: u32,
 }
-const _: () = assert!(size_of::<LinearParams>() == 184);
+const _: () = assert!(size_of::<LinearParams>() == 192);
 
 const THREADS: usize = 384;
 /// Bytes of scratch: a part has at most two segments of cut tiles, with one F32 sum per row.
@@ -81,6 +83,8 @@ pub(super) struct Target {
     /// The address for the largest outputs of rows (`RowMaxima` of `kernels/output_rows.cuh`), if a kernel
     /// reads them.
     maxima: Option<u64>,
+    /// Whether the kernel multiplies gate and up.
+    gated: bool,
 }
 
 impl Target {
@@ -91,7 +95,8 @@ impl Target {
 
     /// Rows like those of `out` in the memory of each rank that sums them, in rank order.
     pub(super) fn of_ranks(out: &Floats, ranks: impl IntoIterator<Item = RowsOfRank>) -> Self {
-        Self { float_type: out.float_type, cols: out.cols, ranks: ranks.into_iter().collect(), maxima: None }
+        let (float_type, cols, ranks) = (out.float_type, out.cols, ranks.into_iter().collect());
+        Self { float_type, cols, ranks, maxima: None, gated: false }
     }
 
     /// The same rows, whose largest outputs are stored as well: two F32 for each tile, from `maxima` on. The
@@ -99,6 +104,12 @@ impl Target {
     pub(super) fn with_maxima(self, maxima: u64) -> Self {
         assert!(self.float_type == FloatType::Bf16, "maxima of {:?}", self.float_type);
         Self { maxima: Some(maxima), ..self }
+    }
+
+    /// The same, for SwiGLU of outputs in the order of `GatedRows`: instead of a row of BF16 outputs, the
+    /// kernel stores F32, one for each gate, in the same memory. Their magnitudes have the maxima.
+    pub(super) fn gated(self) -> Self {
+        Self { gated: true, ..self }
     }
 
     /// The kernel's parameter for the largest outputs, in a launch whose first row is `first`.
@@ -185,6 +196,8 @@ pub(super) fn launch(
         row_tiles: row_tiles as u32,
         out_bf16: u32::from(target.float_type == FloatType::Bf16),
         maxima: target.maxima_from(rows.start),
+        gated: u32::from(target.gated),
+        unused: 0,
     };
     let shared = shared_bytes(types.x_chunks(), most, division);
     let launch = Launch { kernel, grid: [blocks, 1, 1], threads: THREADS as u32, shared };

@@ -1,9 +1,9 @@
 //! Weights in the layout of `kernels/pack.cuh`.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use super::{Buffer, Driver};
+use super::{Buffer, Driver, locked};
 pub(super) use crate::device::product_tiles::{CHUNK, TILE};
 use crate::device::{DeviceError, HostRows, MatrixData, MatrixShape};
 
@@ -54,12 +54,15 @@ impl Matrix {
 }
 
 /// A matrix while its rows are written. Packed rows are copied to the device in whole tiles; rows of a tile
-/// that is not complete wait in `partial`.
+/// that is not complete wait in `partial`. These are few at a time, but for a gated MLP, whose tiles have
+/// rows of two tensors: then they are the tiles of the tensor that is read first.
 #[derive(Debug)]
 pub struct MatrixBuilder {
     matrix: Matrix,
-    /// Incomplete tiles by index.
-    partial: Mutex<BTreeMap<usize, PartialTile>>,
+    /// Incomplete tiles by index. Each has a lock of its own, so that threads pack rows of several at once.
+    partial: Mutex<BTreeMap<usize, Arc<Mutex<PartialTile>>>>,
+    /// The scales of E4M3, one per output; empty for BF16.
+    scales: Mutex<Vec<f32>>,
 }
 
 /// A tile of which some rows have been packed.
@@ -76,7 +79,9 @@ impl MatrixBuilder {
     /// # Errors
     /// Those of [`Matrix::zeros`].
     pub(super) fn new(driver: &Driver, shape: MatrixShape) -> Result<Self, DeviceError> {
-        Ok(Self { matrix: Matrix::zeros(driver, shape)?, partial: Mutex::default() })
+        let matrix = Matrix::zeros(driver, shape)?;
+        let scales = vec![0.0; if shape.bf16 { 0 } else { shape.out }];
+        Ok(Self { matrix, partial: Mutex::default(), scales: Mutex::new(scales) })
     }
 
     /// Packs rows from `first` on and copies them to the device.
@@ -93,8 +98,8 @@ impl MatrixBuilder {
             MatrixData::Fp8 { codes, .. } => (codes, 1),
         };
         assert_eq!(matrix.bf16(), width == 2, "the element type of rows and matrix");
-        if let (MatrixData::Fp8 { scales, .. }, Some(buffer)) = (rows.data, &matrix.scales) {
-            buffer.write(first, scales)?;
+        if let MatrixData::Fp8 { scales, .. } = rows.data {
+            locked(&self.scales)[first..first + rows.rows].copy_from_slice(scales);
         }
         let (row_bytes, stride) = (rows.input * width, rows.stride * width);
         let row = |row: usize| &bytes[(row - first) * stride..][..row_bytes];
@@ -123,25 +128,30 @@ impl MatrixBuilder {
             return Ok(());
         }
         let size = tile_bytes(row(rows.start).len());
-        let mut partial = self.partial.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = partial.entry(tile).or_insert_with(|| PartialTile { packed: vec![0; size], rows: 0 });
+        let new = || Arc::new(Mutex::new(PartialTile { packed: vec![0; size], rows: 0 }));
+        let entry = locked(&self.partial).entry(tile).or_insert_with(new).clone();
+        let mut entry = locked(&entry);
         rows.for_each(|r| pack_row(row(r), r % TILE, TILE, &mut entry.packed));
         entry.rows += count;
         if entry.rows == TILE.min(self.matrix.out - tile * TILE) {
             self.matrix.data.write(tile * size, &entry.packed)?;
-            partial.remove(&tile);
+            locked(&self.partial).remove(&tile);
         }
         Ok(())
     }
 
-    /// Copies the incomplete tiles and returns the matrix. Rows that were not written are zeros.
+    /// Copies the incomplete tiles and the scales, and returns the matrix. Rows that were not written are
+    /// zeros.
     ///
     /// # Errors
     /// If a copy fails.
     pub(super) fn finish(self) -> Result<Matrix, DeviceError> {
-        let partial = self.partial.into_inner().unwrap_or_else(PoisonError::into_inner);
-        for (tile, PartialTile { packed, .. }) in partial {
-            self.matrix.data.write(tile * packed.len(), &packed)?;
+        for (tile, entry) in locked(&self.partial).iter() {
+            let packed = &locked(entry).packed;
+            self.matrix.data.write(tile * packed.len(), packed)?;
+        }
+        if let Some(scales) = &self.matrix.scales {
+            scales.write(0, &locked(&self.scales))?;
         }
         Ok(self.matrix)
     }

@@ -418,14 +418,10 @@ impl Device for Cuda {
         out: &mut Acts,
     ) -> Result<(), DeviceError> {
         let QuantisedActivation { kind, quant } = activation;
-        // Other activations are computed from two outputs, of different blocks of the product.
-        let fits = matches!(kind, Activation::SquaredRelu)
-            && quant == ActQuant::Fp8PerToken
-            && h.float_type == FloatType::Bf16;
-        if !fits {
+        if !activation_quantise::fits(x, w, activation, h) {
             self.linear(x, w, h)?;
         } else if !self.run_by_library(x, w, h)? {
-            return activation_quantise::run(self, x, w, h, out);
+            return activation_quantise::run(self, x, w, kind, h, out);
         }
         activation::run(self, kind, h, quant, out)
     }

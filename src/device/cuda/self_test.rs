@@ -1,5 +1,5 @@
 //! A check of every product kernel at start: products of small integers, which are exact in any order of
-//! sums, compared with sums on the CPU.
+//! sums, compared with sums on the CPU. SwiGLU of the sums is compared within a few roundings.
 
 use std::ops::Range;
 
@@ -7,11 +7,13 @@ use super::linear::{self, RowsOfRank, Target, Types};
 use super::matrix::{CHUNK, pack_row};
 use super::{Acts, Buffer, Cuda, Floats, Matrix, MatrixBuilder};
 use crate::device::product_tiles::{Division, MaxRows};
-use crate::device::{ActQuant, Device, DeviceError, FloatType, HostRows, MatrixData, MatrixShape, fp8};
+use crate::device::{
+    ActQuant, Device, DeviceError, FloatType, GatedRows, HostRows, MatrixData, MatrixShape, fp8,
+};
 use crate::random::Random;
 
-/// Outputs: a whole tile, and eight outputs of a second one.
-const OUT: usize = 136;
+/// Outputs: a whole tile, and eight gates and eight values of a second one.
+const OUT: usize = 144;
 /// Outputs that share one maximum, and the number of such groups of a row: two per tile.
 const GROUP: usize = 64;
 const GROUPS: usize = 4;
@@ -82,13 +84,44 @@ fn scale(index: usize) -> f32 {
     [1.0, 0.5, 4.0, 0.25, 2.0][index % 5]
 }
 
+/// The ways in which a kernel stores a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    F32,
+    Bf16,
+    /// SwiGLU of BF16 outputs.
+    SwiGlu,
+}
+
+impl Stored {
+    /// Elements of a row.
+    fn cols(self) -> usize {
+        match self {
+            Self::F32 | Self::Bf16 => OUT,
+            Self::SwiGlu => OUT / 2,
+        }
+    }
+
+    /// The largest error, as a share of the value. `kernels/silu.cuh` has the error of SwiGLU for gates above
+    /// -88; it is 0 below.
+    fn tolerance(self) -> f32 {
+        match self {
+            Self::F32 | Self::Bf16 => 0.0,
+            Self::SwiGlu => 2e-5,
+        }
+    }
+}
+
 /// The operands on the device as elements of some types, and the expected results.
 struct Test<'a> {
     cuda: &'a Cuda,
     w: Matrix,
     x: Acts,
-    /// Outputs of each type.
-    outs: [Floats; 2],
+    /// Memory for what is stored: F32 or BF16 outputs, or F32 after SwiGLU.
+    f32: Floats,
+    bf16: Floats,
+    swiglu: Floats,
+    types: Types,
     /// \[rows, groups\]: the largest outputs of rows, which a kernel stores beside BF16 outputs.
     maxima: Buffer<f32>,
     /// \[rows, out\]
@@ -97,12 +130,9 @@ struct Test<'a> {
 
 impl<'a> Test<'a> {
     fn new(cuda: &'a Cuda, types: Types, operands: &Operands) -> Result<Self, DeviceError> {
-        let out = |float_type| {
-            let mut out = cuda.floats_of(float_type, ROWS + 1, OUT)?;
-            out.set_rows(ROWS + 1);
-            Ok(out)
-        };
-        let outs = [out(FloatType::F32)?, out(FloatType::Bf16)?];
+        let memory = |float_type, stored: Stored| cuda.floats_of(float_type, ROWS + 1, stored.cols());
+        let (f32, bf16) = (memory(FloatType::F32, Stored::F32)?, memory(FloatType::Bf16, Stored::Bf16)?);
+        let swiglu = memory(FloatType::F32, Stored::SwiGlu)?;
         let scaled = |index: usize, sum: &f32| {
             let row = if types.x_bf16 { 1.0 } else { scale(index / OUT) };
             let output = if types.w_bf16 { 1.0 } else { scale(index % OUT) };
@@ -111,89 +141,137 @@ impl<'a> Test<'a> {
         let expected = operands.sums.iter().enumerate().map(|(index, sum)| scaled(index, sum)).collect();
         let (w, x) = (weights(cuda, types.w_bf16, &operands.w)?, inputs(cuda, types.x_bf16, &operands.x)?);
         let maxima = cuda.driver.buffer(ROWS * GROUPS)?;
-        Ok(Self { cuda, w, x, outs, maxima, expected })
+        Ok(Self { cuda, w, x, f32, bf16, swiglu, types, maxima, expected })
     }
 
-    /// Computes some rows as outputs of each type, and compares them. The kernel must not write the other
+    /// Computes some rows and stores them in each way, and compares them. The kernel must not write the other
     /// rows.
     fn check(&self, rows: Range<usize>, division: Division, kernel: &'static str) -> Result<(), DeviceError> {
-        self.outs.iter().try_for_each(|out| self.check_type(out, rows.clone(), division, kernel))
+        self.check_stored(Stored::F32, rows.clone(), division, kernel)?;
+        self.check_stored(Stored::Bf16, rows.clone(), division, kernel)?;
+        match self.types {
+            Types { w_bf16: false, x_bf16: false } => {
+                self.check_stored(Stored::SwiGlu, rows, division, kernel)
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn check_type(
+    /// The value that should be stored of a row.
+    fn expected(&self, stored: Stored, row: usize, col: usize) -> f32 {
+        let output = |index: usize| self.expected[row * OUT + index];
+        match stored {
+            Stored::F32 => output(col),
+            Stored::Bf16 => FloatType::Bf16.round(output(col)),
+            Stored::SwiGlu => {
+                let of = |which: GatedRows| FloatType::Bf16.round(output(which.row(col, OUT / 2)));
+                let [gate, up] = [GatedRows::Gate, GatedRows::Up].map(|which| f64::from(of(which)));
+                (gate / (1.0 + (-gate).exp()) * up) as f32
+            }
+        }
+    }
+
+    fn check_stored(
         &self,
-        out: &Floats,
+        stored: Stored,
         rows: Range<usize>,
         division: Division,
         kernel: &'static str,
     ) -> Result<(), DeviceError> {
-        let unwritten = f32::NAN;
-        out.data.write(&vec![unwritten; (ROWS + 1) * OUT])?;
+        let (memory, outputs) = match stored {
+            Stored::F32 => (&self.f32, &self.f32),
+            Stored::Bf16 => (&self.bf16, &self.bf16),
+            Stored::SwiGlu => (&self.swiglu, &self.bf16),
+        };
+        let (unwritten, cols) = (f32::NAN, stored.cols());
+        memory.data.write(&vec![unwritten; (ROWS + 1) * cols])?;
         // As if two ranks summed the rows. Those of the second are stored one row later.
-        let first = RowsOfRank { base: out.data.address(), end: SPLIT };
-        let second = RowsOfRank { base: first.base + out.row_bytes() as u64, end: ROWS };
-        let mut target = Target::of_ranks(out, [first, second]);
-        if out.float_type == FloatType::Bf16 {
+        let first = RowsOfRank { base: memory.data.address(), end: SPLIT };
+        let second = RowsOfRank { base: first.base + memory.row_bytes() as u64, end: ROWS };
+        let mut target = Target::of_ranks(outputs, [first, second]);
+        if stored != Stored::F32 {
             self.maxima.write(0, &vec![unwritten; ROWS * GROUPS])?;
             target = target.with_maxima(self.maxima.address());
         }
+        let target = if stored == Stored::SwiGlu { target.gated() } else { target };
         linear::launch(self.cuda, &self.x, &self.w, &target, rows.clone(), division)?;
-        for (index, got) in out.data.read((ROWS + 1) * OUT)?.into_iter().enumerate() {
-            let (stored, output) = (index / OUT, index % OUT);
-            let row = if stored > SPLIT { stored - 1 } else { stored };
-            let expected = match stored != SPLIT && rows.contains(&row) {
-                true => out.float_type.round(self.expected[row * OUT + output]),
+        for (index, got) in memory.data.read((ROWS + 1) * cols)?.into_iter().enumerate() {
+            let (at, col) = (index / cols, index % cols);
+            let row = if at > SPLIT { at - 1 } else { at };
+            let expected = match at != SPLIT && rows.contains(&row) {
+                true => self.expected(stored, row, col),
                 false => unwritten,
             };
-            let place = || format!("row {row} and output {output} of rows {rows:?}");
-            compare(got, expected, kernel, division, place)?;
+            let place = || format!("row {row} and column {col} of rows {rows:?} as {stored:?}");
+            let value = Value { got, expected, tolerance: stored.tolerance() };
+            value.check(kernel, division, place)?;
         }
-        match out.float_type {
-            FloatType::F32 => Ok(()),
-            FloatType::Bf16 => self.check_maxima(rows, division, kernel),
+        match stored {
+            Stored::F32 => Ok(()),
+            Stored::Bf16 | Stored::SwiGlu => self.check_maxima(stored, rows, division, kernel),
         }
     }
 
-    /// Compares the largest outputs of each group of outputs.
+    /// Compares the largest magnitudes of what each group of outputs gives. Negative outputs do not count.
     fn check_maxima(
         &self,
+        stored: Stored,
         rows: Range<usize>,
         division: Division,
         kernel: &'static str,
     ) -> Result<(), DeviceError> {
+        let (cols, group_cols) = (stored.cols(), GROUP * stored.cols() / OUT);
         for (index, got) in self.maxima.read(ROWS * GROUPS)?.into_iter().enumerate() {
             let (row, group) = (index / GROUPS, index % GROUPS);
-            let outputs = (group * GROUP).min(OUT)..((group + 1) * GROUP).min(OUT);
-            let all = &self.expected[row * OUT..][outputs];
+            let all = (group * group_cols).min(cols)..((group + 1) * group_cols).min(cols);
+            let magnitude = |col| match stored {
+                Stored::F32 | Stored::Bf16 => self.expected(stored, row, col),
+                Stored::SwiGlu => self.expected(stored, row, col).abs(),
+            };
             let expected = match rows.contains(&row) {
-                true => FloatType::Bf16.round(all.iter().copied().fold(0.0, f32::max)),
+                true => all.map(magnitude).fold(0.0, f32::max),
                 false => f32::NAN,
             };
-            let place = || format!("the largest of group {group} of row {row} of rows {rows:?}");
-            compare(got, expected, kernel, division, place)?;
+            let place =
+                || format!("the largest of group {group} of row {row} of rows {rows:?} as {stored:?}");
+            Value { got, expected, tolerance: stored.tolerance() }.check(kernel, division, place)?;
         }
         Ok(())
     }
 }
 
-/// Fails if a kernel has stored another value than it should. NaN stands for none.
-fn compare(
+/// A value that a kernel has stored, and the one that it should have. NaN stands for none.
+struct Value {
     got: f32,
     expected: f32,
-    kernel: &'static str,
-    division: Division,
-    place: impl FnOnce() -> String,
-) -> Result<(), DeviceError> {
-    if got == expected || (got.is_nan() && expected.is_nan()) {
-        return Ok(());
+    /// The largest error, as a share of the value.
+    tolerance: f32,
+}
+
+impl Value {
+    /// Fails if the kernel has stored another value.
+    fn check(
+        &self,
+        kernel: &'static str,
+        division: Division,
+        place: impl FnOnce() -> String,
+    ) -> Result<(), DeviceError> {
+        let Self { got, expected, tolerance } = *self;
+        // SwiGLU of gates below -88 would be less than 1e-30.
+        let near = (got - expected).abs() <= tolerance * (expected.abs() + 1e-25);
+        if got == expected || near || (got.is_nan() && expected.is_nan()) {
+            return Ok(());
+        }
+        let work = match division {
+            Division::Spread => "spread over blocks",
+            Division::Whole => "in whole tiles",
+        };
+        let message = format!(
+            "wrong products in the self-test: expected {expected} for {}, {work}, got {got}",
+            place()
+        );
+        Err(DeviceError { op: kernel, message })
     }
-    let work = match division {
-        Division::Spread => "spread over blocks",
-        Division::Whole => "in whole tiles",
-    };
-    let message =
-        format!("wrong products in the self-test: expected {expected} for {}, {work}, got {got}", place());
-    Err(DeviceError { op: kernel, message })
 }
 
 fn e4m3(integers: &[i16]) -> Vec<u8> {

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 use super::{copy, edit, load, logits};
 
 /// A tensor: dtype, shape, bytes.
-pub(super) type Tensor = (&'static str, Vec<usize>, Vec<u8>);
-pub(super) type Tensors = BTreeMap<String, Tensor>;
+pub type Tensor = (&'static str, Vec<usize>, Vec<u8>);
+pub type Tensors = BTreeMap<String, Tensor>;
 /// Converts a module's row scales to a stored tensor.
 pub(super) type Form = fn(&[f32]) -> Tensor;
 
 pub(super) const IDS: [u32; 6] = [5, 80, 33, 7, 200, 11];
 
-pub(super) fn read(dir: &Path) -> Tensors {
+pub fn read(dir: &Path) -> Tensors {
     let bytes = std::fs::read(dir.join("model.safetensors")).unwrap();
     let size = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: serde_json::Map<String, Value> = serde_json::from_slice(&bytes[8..8 + size]).unwrap();
