@@ -5,7 +5,8 @@
 // LAUNCH: one block per row; cols alone decides its number of threads, 32 to 512; 4 * cols bytes of shared
 //     memory
 // LIMITS: cols a multiple of 8, at most 56,000
-// NUMERICS: F32; out within one unit in the last place of the CPU twin's; NaN stays NaN
+// NUMERICS: F32; out within one unit in the last place of the CPU twin's, but 0 for gates below -87.3; NaN
+//     stays NaN
 // COST: rows * cols * (2 or 4, twice that with a gate, + bytes of an output element); bound by memory
 // TWINS: src/device/cpu/activation.rs
 #include "row.cuh"

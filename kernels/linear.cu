@@ -8,12 +8,13 @@
 // LIMITS: N = 8, 16, 32, 64, 128 or 256, if whole 64 or 128; counters zero before
 // NUMERICS: exact products; 128 bytes of K of a weight are summed by the tensor cores, from zero, and these
 //     sums are added in F32 in an order that depends on the weight's shape alone, so that a row's bits do
-//     not depend on the other rows, then scaled and rounded to nearest; bounds in tests/gpu/dev.rs
+//     not depend on the other rows, then scaled and rounded to nearest; SwiGLU has the bits of activation.cu;
+//     bounds in tests/gpu/dev.rs
 // COST: bytes of w from memory, once per 256 rows if spread, else once; per chunk 16 KB + N * 128 bytes from
 //     L2 if spread, 24 KB per 128 rows if whole; by estimate bound by memory up to 256 rows, by the tensor
 //     cores beyond; rows of other ranks over the link, 128 bytes at a time if BF16, else 32:
 //     maxima m * n / 16 bytes; kernels/README.md has the counts
-// TWINS: src/device/cpu/linear/mod.rs
+// TWINS: src/device/cpu/linear/mod.rs, src/device/cpu/activation.rs
 //
 // A tile is 128 outputs, a chunk 128 bytes of their weights along K. The first warp copies chunks of weights
 // and of the rows' inputs to stages in shared memory. Two warpgroups, of 64 outputs each, multiply them by

@@ -23,6 +23,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <thread>
 
 #define KERNEL(name, Params, threads) OCTANT_KERNEL(name, Params, wait_for_earlier();)
@@ -251,7 +252,10 @@ static inline uint32_t transposed(uint32_t pair) {
 }
 static inline float float_of_f16(uint16_t bits) { return host::float_of_f16(bits); }
 static inline float exp2_fast(float x) { return std::exp2(x); }
-static inline float reciprocal_fast(float x) { return 1.0f / x; }
+static inline float reciprocal_fast(float x) {
+    const float y = 1.0f / x;
+    return std::fabs(y) < std::numeric_limits<float>::min() ? 0.0f : y;
+}
 static inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     host::mma(false, d, a, b0, b1);
 }

@@ -38,7 +38,7 @@ impl GatedRows {
 }
 
 impl Activation {
-    /// Whether the input has a gate in front of each row, and the MLP a product for it.
+    /// Whether the input has a gate for each value, and the MLP a product for it.
     pub fn is_gated(self) -> bool {
         match self {
             Self::SquaredRelu => false,

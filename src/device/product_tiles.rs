@@ -175,7 +175,8 @@ impl Cuts {
 const SHARED_BYTES: usize = 220 << 10;
 const BARRIER_BYTES: usize = 256;
 const MAX_STAGES: usize = 12;
-/// Memory in which the threads of two warpgroups exchange 16 rows of 64 BF16 outputs, with padding.
+/// Memory in which the threads of two warpgroups exchange 16 rows of 64 BF16 outputs, or of 32 F32
+/// after SwiGLU, with padding.
 #[cfg(feature = "kernels")]
 const EXCHANGE_BYTES: usize = 2 * 16 * 36 * 4;
 

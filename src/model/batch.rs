@@ -22,7 +22,7 @@ pub(crate) struct Batch<D: Device> {
     pub(super) qkv: Floats<D>,
     /// Attention output by heads \[rows, q_heads × head_dim\].
     pub(super) attended: D::Acts,
-    /// Output of the up projection \[rows, ffn\], or \[rows, 2 × ffn\] with a gate.
+    /// Memory for the product of the up projection, \[rows, ffn\], or \[rows, 2 × ffn\] with a gate.
     pub(super) ffn: Floats<D>,
     /// Output of the activation \[rows, ffn\].
     pub(super) activated: D::Acts,

@@ -45,6 +45,16 @@ pub(super) struct StoredMatrix {
     pub(super) parts: Vec<RankPart>,
 }
 
+impl StoredMatrix {
+    /// Whether rows of both alternate in the ranks' matrices.
+    pub(super) fn alternates_with(&self, other: &Self) -> bool {
+        let gated = |source: &Self| {
+            source.parts.first().filter(|part| matches!(part.place, Place::Gated(_))).map(|part| part.matrix)
+        };
+        gated(self).is_some() && gated(self) == gated(other)
+    }
+}
+
 /// The rows and columns of a stored matrix that one rank needs.
 #[derive(Debug)]
 pub(super) struct RankPart {
@@ -70,10 +80,11 @@ impl RankPart {
     /// Divides some rows of the stored matrix that this part has into runs that are consecutive in the rank's
     /// matrix too. Returns each run, and its first row in the rank's matrix.
     pub(super) fn runs(&self, rows: Range<usize>) -> impl Iterator<Item = (Range<usize>, usize)> {
+        assert!(rows.start >= self.rows.start && rows.end <= self.rows.end, "{rows:?} of {:?}", self.rows);
         let (start, len, place) = (self.rows.start, self.rows.len(), self.place);
         let mut next = rows.start;
         std::iter::from_fn(move || {
-            let index = next.checked_sub(start).filter(|_| next < rows.end)?;
+            let index = (next < rows.end).then(|| next - start)?;
             let (most, first) = match place {
                 Place::From(first) => (len, first + index),
                 Place::Gated(which) => (GatedRows::GROUP - index % GatedRows::GROUP, which.row(index, len)),

@@ -8,9 +8,9 @@
 //! ahead.
 //!
 //! Besides the weights, memory holds two buffers per reading thread and one converted task per converting
-//! thread, whatever the size of the model. A GPU's memory receives whole tiles of rows, so the gate of an MLP
-//! also waits until the values that it multiplies have been read. A task has at least 32 rows: 4.7 MB for
-//! rows of 73,728 BF16 elements. Where memory is scarce, fewer threads run.
+//! thread, whatever the size of the model. A GPU's memory receives whole tiles of rows. Tiles of a gated MLP
+//! have rows of two tensors, whose tasks alternate, so that few tiles wait. A task has at least 32 rows: 4.7
+//! MB for rows of 73,728 BF16 elements. Where memory is scarce, fewer threads run.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -187,14 +187,37 @@ fn cores() -> usize {
     machine::cores()
 }
 
-/// The tasks that read everything the ranks need once, in the order of the files.
+/// The tasks that read everything the ranks need once, in the order of the files. Those of a gate and of the
+/// values that it multiplies alternate.
 fn tasks(sources: &[StoredMatrix]) -> Vec<ReadTask> {
     let mut order: Vec<usize> = (0..sources.len()).collect();
     order.sort_by_key(|source| {
         let tensor = &sources[*source].tensor;
         (tensor.path(), tensor.start)
     });
-    order.into_iter().flat_map(|source| cut(source, &sources[source])).collect()
+    let mut tasks = Vec::new();
+    while !order.is_empty() {
+        let first = order.remove(0);
+        let first_tasks = cut(first, &sources[first]);
+        match order.iter().position(|other| sources[first].alternates_with(&sources[*other])) {
+            None => tasks.extend(first_tasks),
+            Some(at) => {
+                let second = order.remove(at);
+                tasks.extend(alternating(first_tasks, cut(second, &sources[second])));
+            }
+        }
+    }
+    tasks
+}
+
+/// Elements of two lists in turn, and then the rest of the longer one.
+fn alternating<T>(first: Vec<T>, second: Vec<T>) -> impl Iterator<Item = T> {
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    std::iter::from_fn(move || {
+        let next = first.next().or_else(|| second.next());
+        std::mem::swap(&mut first, &mut second);
+        next
+    })
 }
 
 /// Splits the rows that some rank needs into tasks.

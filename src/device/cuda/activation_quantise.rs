@@ -55,7 +55,7 @@ pub(super) fn run(
         cols: cols as u32,
         gated: u32::from(gated),
     };
-    // Outputs of the product, or half as many F32.
+    // A row has h.cols BF16 outputs, or half as many F32, which are as many bytes.
     let grid = [rows, (2 * h.cols).div_ceil(BLOCK_BYTES), 1];
     let launch = Launch { kernel: "activation_quantise", grid, threads: THREADS as u32, shared: 0 };
     // SAFETY: shapes have been checked.

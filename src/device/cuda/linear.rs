@@ -107,7 +107,7 @@ impl Target {
     }
 
     /// The same, for SwiGLU of outputs in the order of `GatedRows`: instead of a row of BF16 outputs, the
-    /// kernel stores F32, one for each gate, in the same memory. Their magnitudes have the maxima.
+    /// kernel stores F32, one for each gate, in the same memory. The maxima are of their magnitudes.
     pub(super) fn gated(self) -> Self {
         Self { gated: true, ..self }
     }
@@ -166,6 +166,8 @@ pub(super) fn launch(
     rows: Range<usize>,
     division: Division,
 ) -> Result<(), DeviceError> {
+    let swiglu_fits = !w.bf16() && !x.bf16 && target.maxima.is_some() && w.out.is_multiple_of(16);
+    assert!(swiglu_fits || !target.gated, "SwiGLU of a [{}, {}] product", w.out, w.input);
     let scratch = &cuda.scratch().linear;
     let made = "the scratch was grown when the matrix was made";
     let types = Types { w_bf16: w.bf16(), x_bf16: x.bf16 };

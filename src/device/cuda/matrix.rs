@@ -54,8 +54,7 @@ impl Matrix {
 }
 
 /// A matrix while its rows are written. Packed rows are copied to the device in whole tiles; rows of a tile
-/// that is not complete wait in `partial`. These are few at a time, but for a gated MLP, whose tiles have
-/// rows of two tensors: then they are the tiles of the tensor that is read first.
+/// that is not complete wait in `partial`.
 #[derive(Debug)]
 pub struct MatrixBuilder {
     matrix: Matrix,
@@ -112,7 +111,9 @@ impl MatrixBuilder {
         for (tile, start) in packed.chunks_exact_mut(size).zip((begin..rest).step_by(TILE)) {
             (start..rest.min(start + TILE)).for_each(|r| pack_row(row(r), r % TILE, TILE, tile));
         }
-        matrix.data.write(begin / TILE * size, &packed)?;
+        if !packed.is_empty() {
+            matrix.data.write(begin / TILE * size, &packed)?;
+        }
         self.write_partial(first..begin, &row)?;
         self.write_partial(rest..end, &row)
     }

@@ -56,7 +56,7 @@ fn channels_of_a_gated_mlp_may_be_stored_and_divided_anywhere() {
     for (first, ranks) in [(0, 4), (3, 1), (13, 2)] {
         let got = of(first, ranks);
         let error = got.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        // Measured: less than 1e-5; 1.8 if some gates multiply values of other channels.
+        // Measured: less than 1e-5 of 6.6; 1.9 if some gates multiply values of other channels.
         assert!(error <= 0.01 * largest, "from channel {first}, {ranks} ranks: off by {error} of {largest}");
     }
 }
