@@ -75,9 +75,8 @@ fn product_and_activation_have_the_bits_of_two_operations() {
     }
 }
 
-/// Changes that make rows of positive inputs: unchanged, negative, zeros, with NaN, and with an input so large
-/// that the activation overflows.
-const SPECIAL: [fn(f32) -> f32; 5] = [|x| x, |x| -x, |_| 0.0, |_| f32::NAN, |x| x * 1e37];
+/// Changes to rows of positive inputs: none, the sign, all to zero, and one to NaN.
+const SPECIAL: [fn(f32) -> f32; 4] = [|x| x, |x| -x, |_| 0.0, |_| f32::NAN];
 
 /// Results of a product with positive weights and of its activation, for rows like [`SPECIAL`] with ordinary
 /// rows between.
@@ -89,8 +88,7 @@ fn special_rows(device: &dev::Dev, kind: Activation) -> [Vec<f32>; 2] {
     w[(width - 1) * input..].iter_mut().for_each(|x| *x *= 40.0);
     let mut x: Vec<f32> = noise(4, rows * input).iter().map(|x| x.abs() + 0.1).collect();
     for (row, change) in x.chunks_exact_mut(input).step_by(2).zip(SPECIAL) {
-        // One element is enough for the last two.
-        let len = if change(1.0).abs() < 2.0 { input } else { 1 };
+        let len = if change(1.0).is_nan() { 1 } else { input };
         row[..len].iter_mut().for_each(|x| *x = change(*x));
     }
     let quant = ActQuant::Fp8PerToken;
@@ -108,8 +106,8 @@ fn maxima_of_rows_without_positive_outputs_and_with_nan() {
             let negative = row(2).iter().all(|x| *x == 0.0);
             assert_eq!(negative, !kind.is_gated(), "{name}: activation of negative outputs");
             assert!(row(4).iter().all(|x| *x == 0.0), "{name}: activation of zeros");
-            assert!(row(6).iter().chain(row(8)).all(|x| x.is_nan()), "{name}: NaN or infinity is lost");
-            for ordinary in [0, 1, 3, 5, 7, 9] {
+            assert!(row(6).iter().all(|x| x.is_nan()), "{name}: NaN is lost");
+            for ordinary in [0, 1, 3, 5, 7] {
                 assert!(row(ordinary).iter().all(|x| x.is_finite()), "{name}: row {ordinary}");
             }
         }
