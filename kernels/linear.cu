@@ -25,9 +25,9 @@
 // segment is the intersection of a part and a tile: its chunks are added one after the other, and then the
 // segments of a tile are added in the order of K. If the work is spread, each block computes one part for
 // all rows, so that all blocks finish together for any shape; segments of a cut tile are written to memory,
-// and the last block to arrive adds them. Otherwise each block computes whole tiles for N rows, one segment
-// after the other, and keeps the total in registers. The two blocks of a cluster compute neighbouring tiles
-// for the same rows: each block copies half of the inputs to both.
+// and the last block to arrive adds the others to its own. Otherwise each block computes whole tiles for N
+// rows, one segment after the other, and keeps the total in registers. The two blocks of a cluster compute
+// neighbouring tiles for the same rows: each block copies half of the inputs to both.
 #include "linear_store.cuh"
 #include "pack.cuh"
 #include "wgmma.cuh"
@@ -309,6 +309,50 @@ struct Linear {
         }
     }
 
+    // Adds the tile's segments in the order of K: those of the parts before this block's, `sums`, and those
+    // of the parts after it. Sums are never -0, so none has to be added to 0 first.
+    DEVICE_MEMBER void add_segments(uint32_t first, uint32_t last, float (&sums)[N / 2]) const {
+        constexpr uint32_t HALF = LOADS / 2 > 0 ? LOADS / 2 : 1;
+#pragma unroll
+        for (uint32_t some = 0; some < N / 8; some += LOADS) {
+            if (first < blockIdx.x) {
+                float4 before[LOADS];
+                load_some(partial(first, true), some, before);
+#pragma unroll 1
+                for (uint32_t part = first + 1; part < blockIdx.x; ++part) {
+#pragma unroll
+                    for (uint32_t half = 0; half < LOADS; half += HALF) {
+                        float4 more[HALF];
+                        load_some(partial(part, false), some + half, more);
+#pragma unroll
+                        for (uint32_t i = 0; i < HALF; ++i) before[half + i] = add(before[half + i], more[i]);
+                    }
+                }
+                add_some(sums, some, before);
+            }
+#pragma unroll 1
+            for (uint32_t part = blockIdx.x + 1; part <= last; ++part) {
+                float4 after[LOADS];
+                load_some(partial(part, false), some, after);
+                add_some(sums, some, after);
+            }
+        }
+    }
+
+    template <uint32_t Count>
+    static DEVICE_MEMBER void load_some(const float4* segment, uint32_t from, float4 (&x)[Count]) {
+#pragma unroll
+        for (uint32_t i = 0; i < Count; ++i) x[i] = load_l2(segment + (from + i) * CONSUMERS);
+    }
+
+    static DEVICE_MEMBER void add_some(float (&sums)[N / 2], uint32_t from, const float4 (&x)[LOADS]) {
+#pragma unroll
+        for (uint32_t i = 0; i < LOADS; ++i) {
+            float* sum = sums + 4 * (from + i);
+            sum[0] += x[i].x, sum[1] += x[i].y, sum[2] += x[i].z, sum[3] += x[i].w;
+        }
+    }
+
     // Writes the segment's sums. The last block to arrive adds all segments of the tile and stores the total.
     DEVICE_MEMBER void write_segment(const Segment& segment, float (&sums)[N / 2]) const {
         const uint32_t start = segment.tile * p.tiles.chunks;
@@ -320,20 +364,7 @@ struct Linear {
         group_sync(1, CONSUMERS);
         if (*arrived() != last - first) return;
         __threadfence();
-#pragma unroll
-        for (uint32_t some = 0; some < N / 8; some += LOADS) {
-#pragma unroll
-            for (uint32_t i = 4 * some; i < 4 * (some + LOADS); ++i) sums[i] = 0.0f;
-            for (uint32_t part = first; part <= last; ++part) {
-                const float4* from = partial(part, part == first) + some * CONSUMERS;
-#pragma unroll
-                for (uint32_t i = 0; i < LOADS; ++i) {
-                    const float4 x = load_l2(from + i * CONSUMERS);
-                    float* sum = sums + 4 * (some + i);
-                    sum[0] += x.x, sum[1] += x.y, sum[2] += x.z, sum[3] += x.w;
-                }
-            }
-        }
+        add_segments(first, last, sums);
         store(segment, sums);
         if (threadIdx.x == PRODUCERS) p.counters[segment.tile] = 0;
     }

@@ -411,6 +411,15 @@ struct OctantLaunch {
     uint32_t overlaps = 0;
 };
 
+// The cluster of a grid's row that runs at a position. If threads start in descending order, the odd ones run
+// first and then the even ones, from the last on, so that a cluster may be the first, the last or the middle
+// one of three neighbours.
+static uint32_t cluster_at(uint32_t position, uint32_t count, bool descending) {
+    if (!descending) return position;
+    const uint32_t odd = count / 2;
+    return position < odd ? 2 * (odd - position) - 1 : 2 * (count - 1 - position);
+}
+
 extern "C" void octant_launch(const OctantLaunch* launch) {
     using namespace host;
     static thread_local Cluster clusters;
@@ -428,11 +437,13 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
     if (launch->threads % 32 != 0) die("the number of threads of a block is not a multiple of 32");
     if (size == 0 || size > most_blocks) die("a cluster of no blocks or too many");
     if (launch->grid[0] % size != 0) die("a grid that is not of whole clusters");
+    const uint32_t clusters_x = launch->grid[0] / size;
     place.block_dim = {launch->threads, 1, 1};
     place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     for (uint32_t z = 0; z < launch->grid[2]; ++z)
         for (uint32_t y = 0; y < launch->grid[1]; ++y)
-            for (uint32_t x = 0; x < launch->grid[0]; x += size) {
+            for (uint32_t position = 0; position < clusters_x; ++position) {
+                const uint32_t x = size * cluster_at(position, clusters_x, launch->descending != 0);
                 cluster->arrived = 0;
                 cluster->meetings = 0;
                 for (uint32_t rank = 0; rank < size; ++rank) {

@@ -4,7 +4,8 @@
 // (async.h). A wait for a thread that has ended, or lanes that wait at different operations, is an error
 // that is reported and ends the process. Launches of different host threads run concurrently, like those on
 // different GPUs, and access the same memory. Threads of a block start in ascending or descending order, so
-// that a missing barrier shows in one of the two. Dynamic shared memory is NaN at the start.
+// that a missing barrier shows in one of the two. Blocks run in ascending order, or the odd ones before the
+// even ones. Dynamic shared memory is NaN at the start.
 //
 // The blocks of a cluster run at the same time. If threads start in descending order, the last block runs as
 // far as it can before the others. Variables declared SHARED are the same for all blocks of a cluster, unlike

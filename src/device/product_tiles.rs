@@ -119,10 +119,10 @@ impl Cuts {
     }
 
     /// Sums of a tile that a block writes or reads if the work is spread: a part writes its segments of cut
-    /// tiles, and the last block to arrive at a tile reads all of the tile's.
+    /// tiles, and the last block to arrive at a tile reads the other ones of the tile.
     pub(crate) fn exchanged_if_spread(&self) -> f64 {
-        let segments = (self.inside + self.cut_tiles) as f64;
-        segments / self.parts() as f64 + segments / (self.cut_tiles as f64).max(1.0)
+        let (inside, cut_tiles) = (self.inside as f64, self.cut_tiles as f64);
+        (inside + cut_tiles) / self.parts() as f64 + inside / cut_tiles.max(1.0)
     }
 
     /// Pairs of a tile and tiles of rows, if tiles are whole. A cluster computes one at a time.
