@@ -411,11 +411,20 @@ struct OctantLaunch {
     uint32_t overlaps = 0;
 };
 
+// Whether blocks of a kernel wait for other GPUs. Since one block runs after the other, the GPUs must run
+// these in the same order.
+static bool waits_for_peers(const OctantLaunch& launch) {
+    for (const char* name : {"gather", "packet_norm", "reduce", "reduce_norm"}) {
+        if (std::strcmp(launch.name, name) == 0) return true;
+    }
+    return false;
+}
+
 // The cluster of a grid's row that runs at a position. If threads start in descending order, the odd ones run
 // first and then the even ones, from the last on, so that a cluster may be the first, the last or the middle
 // one of three neighbours.
-static uint32_t cluster_at(uint32_t position, uint32_t count, bool descending) {
-    if (!descending) return position;
+static uint32_t cluster_at(uint32_t position, uint32_t count, bool ascending) {
+    if (ascending) return position;
     const uint32_t odd = count / 2;
     return position < odd ? 2 * (odd - position) - 1 : 2 * (count - 1 - position);
 }
@@ -438,12 +447,13 @@ extern "C" void octant_launch(const OctantLaunch* launch) {
     if (size == 0 || size > most_blocks) die("a cluster of no blocks or too many");
     if (launch->grid[0] % size != 0) die("a grid that is not of whole clusters");
     const uint32_t clusters_x = launch->grid[0] / size;
+    const bool ascending = launch->descending == 0 || waits_for_peers(*launch);
     place.block_dim = {launch->threads, 1, 1};
     place.grid_dim = {launch->grid[0], launch->grid[1], launch->grid[2]};
     for (uint32_t z = 0; z < launch->grid[2]; ++z)
         for (uint32_t y = 0; y < launch->grid[1]; ++y)
             for (uint32_t position = 0; position < clusters_x; ++position) {
-                const uint32_t x = size * cluster_at(position, clusters_x, launch->descending != 0);
+                const uint32_t x = size * cluster_at(position, clusters_x, ascending);
                 cluster->arrived = 0;
                 cluster->meetings = 0;
                 for (uint32_t rank = 0; rank < size; ++rank) {

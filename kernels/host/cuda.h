@@ -5,7 +5,7 @@
 // that is reported and ends the process. Launches of different host threads run concurrently, like those on
 // different GPUs, and access the same memory. Threads of a block start in ascending or descending order, so
 // that a missing barrier shows in one of the two. Blocks run in ascending order, or the odd ones before the
-// even ones. Dynamic shared memory is NaN at the start.
+// even ones unless they wait for other GPUs. Dynamic shared memory is NaN at the start.
 //
 // The blocks of a cluster run at the same time. If threads start in descending order, the last block runs as
 // far as it can before the others. Variables declared SHARED are the same for all blocks of a cluster, unlike
