@@ -138,6 +138,8 @@ struct TileStore {
 
     // Stores SwiGLU of BF16 outputs as F32, n / 2 of a row: 128 contiguous bytes of 16 rows at a time, as
     // above. A thread has a gate and the value that it multiplies.
+    // Its loop is like that of store_bf16. One loop that takes the differences as functions spills a register
+    // of the variant for 256 rows.
     DEVICE_MEMBER void store_gated(const float (&sums)[N / 2], const float (&w_scales)[2]) const {
         const uint32_t thread = threadIdx.x % 128, warp = thread / 32, g = lane_id() / 4, t = lane_id() % 4;
         const uint32_t n = segment.tile * (TILE / 2) + group * 32 + thread % 8 * 4, cols = p.n / 2;

@@ -16,6 +16,18 @@ struct ActivationParams {
 }
 const _: () = assert!(size_of::<ActivationParams>() == 56);
 
+/// Whether an activation with `cols` outputs has a gate; `h`, its input, must have the columns for it. The
+/// kernels have one formula with a gate and one without.
+pub(super) fn gated(kind: Activation, h: &Floats, cols: usize) -> bool {
+    let gated = match kind {
+        Activation::SquaredRelu => false,
+        Activation::SwiGlu => true,
+    };
+    let width = if gated { 2 * cols } else { cols };
+    assert_eq!(h.cols, width, "columns of the input of {kind:?} with {cols} outputs");
+    gated
+}
+
 pub(super) fn run(
     cuda: &Cuda,
     kind: Activation,
@@ -24,13 +36,7 @@ pub(super) fn run(
     out: &mut Acts,
 ) -> Result<(), DeviceError> {
     let (rows, cols) = (h.rows, out.cols);
-    // The kernel has one formula with a gate and one without.
-    let gated = match kind {
-        Activation::SquaredRelu => false,
-        Activation::SwiGlu => true,
-    };
-    let width = if gated { 2 * cols } else { cols };
-    assert_eq!(h.cols, width, "columns of the input of {kind:?} with {cols} outputs");
+    let gated = gated(kind, h, cols);
     let params = ActivationParams {
         h: h.data.address(),
         out: out.target(rows, quant),

@@ -1,5 +1,6 @@
 //! `kernels/activation_quantise.cu`, after the product whose rows it takes.
 
+use super::activation;
 use super::linear::{self, Target};
 use super::row::Quantised;
 use super::{Acts, Cuda, Floats, Launch, Matrix};
@@ -39,11 +40,7 @@ pub(super) fn run(
     out: &mut Acts,
 ) -> Result<(), DeviceError> {
     let (rows, cols) = (x.rows, out.cols);
-    let gated = match kind {
-        Activation::SquaredRelu => false,
-        Activation::SwiGlu => true,
-    };
-    assert_eq!(h.cols, if gated { 2 * cols } else { cols }, "columns of the input of {kind:?}");
+    let gated = activation::gated(kind, h, cols);
     let maxima = out.maxima(rows);
     h.set_rows(rows);
     let target = Target::local(h).with_maxima(maxima);
