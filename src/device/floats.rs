@@ -102,17 +102,9 @@ pub fn upload_matrix<D: Device>(device: &D, host: HostMatrix<'_>) -> Result<D::M
     assert_eq!(elements, out * input, "elements of a [{out}, {input}] matrix");
     let builder = device.begin_matrix(MatrixShape { out, input, bf16 })?;
     let part_rows = out.div_ceil(machine::cores()).next_multiple_of(TILE);
-    let write_part = |first: usize| {
-        let rows = part_rows.min(out - first);
-        let range = first * input..(first + rows) * input;
-        let data = match data {
-            MatrixData::Bf16(values) => MatrixData::Bf16(&values[range]),
-            MatrixData::Fp8 { codes, scales } => {
-                MatrixData::Fp8 { codes: &codes[range], scales: &scales[first..first + rows] }
-            }
-        };
-        device.write_rows(&builder, first, HostRows { rows, input, stride: input, data })
-    };
+    let all = HostRows { rows: out, input, stride: input, data };
+    let write_part =
+        |first: usize| device.write_rows(&builder, first, all.slice(first..out.min(first + part_rows)));
     std::thread::scope(|scope| {
         let write_part = &write_part;
         let parts = (part_rows..out).step_by(part_rows);
