@@ -17,7 +17,7 @@ use std::path::Path;
 use crate::device::model::{fixture, load, logits};
 
 /// Copies a fixture's model to a temporary directory.
-fn copy(name: &str) -> tempfile::TempDir {
+pub fn copy(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "model.safetensors"] {
         std::fs::copy(fixture(name).join(file), dir.path().join(file)).unwrap();
@@ -26,7 +26,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 }
 
 /// Changes keys of `config.json`; `null` removes a key.
-fn edit(dir: &Path, changes: serde_json::Value) {
+pub fn edit(dir: &Path, changes: serde_json::Value) {
     let path = dir.join("config.json");
     let mut config: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();

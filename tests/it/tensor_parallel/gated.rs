@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::logits;
-use crate::device::model::fixture;
 use crate::model::checkpoints::{read, write};
+use crate::model::{copy, edit};
 use octant::device::{KvDtype, fp8};
 use octant::model::Precision;
 use octant::random::Random;
@@ -22,12 +22,9 @@ fn value(seed: usize, channel: usize, col: usize) -> f32 {
 
 /// A checkpoint with a wide MLP, whose channels are stored from channel `first` on.
 pub fn checkpoint(first: usize) -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    let config = std::fs::read_to_string(fixture("llama").join("config.json")).unwrap();
-    let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
-    config["intermediate_size"] = json!(FFN);
-    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
-    let mut tensors = read(&fixture("llama"));
+    let dir = copy("llama");
+    edit(dir.path(), json!({"intermediate_size": FFN}));
+    let mut tensors = read(dir.path());
     for (name, tensor) in tensors.iter_mut().filter(|(name, _)| name.contains(".mlp.")) {
         let seed = name.bytes().map(usize::from).sum();
         let is_down = name.contains("down");
