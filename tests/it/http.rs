@@ -132,6 +132,7 @@ mod metrics;
 mod middleware;
 mod offsets;
 mod openapi;
+mod openapi_streams;
 mod page;
 mod responses;
 mod reward_forms;

@@ -6,7 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::reply::{
-    BlockDelta, ContentBlock, MessageEnd, MessageEvent, MessageReply, MessageUsage, error_json,
+    AnthropicError, BlockDelta, ContentBlock, MessageEnd, MessageEvent, MessageReply, MessageUsage,
 };
 use crate::generation::{AnswerPart, Delta, FinishReason, Usage};
 use crate::server::error::ApiError;
@@ -108,9 +108,8 @@ impl MessageBuilder {
 
     /// Writes the last event of an answer that failed.
     pub(crate) fn failed(&self, error: &ApiError, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"event: error\ndata: ");
-        out.extend_from_slice(error_json(error, error.status().as_u16(), None).as_bytes());
-        out.extend_from_slice(b"\n\n");
+        let error = AnthropicError::new(error, error.status().as_u16());
+        emit(&mut Some(out), &MessageEvent::Error { error });
     }
 
     /// Adds text to the open block, or begins one.

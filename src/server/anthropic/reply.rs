@@ -87,6 +87,10 @@ pub(crate) enum MessageEvent<'a> {
     MessageStop,
     /// Keeps the connection open.
     Ping,
+    /// The last event of an answer that failed.
+    Error {
+        error: AnthropicError,
+    },
 }
 
 impl MessageEvent<'_> {
@@ -100,6 +104,7 @@ impl MessageEvent<'_> {
             Self::MessageDelta { .. } => "message_delta",
             Self::MessageStop => "message_stop",
             Self::Ping => "ping",
+            Self::Error { .. } => "error",
         }
     }
 }
@@ -133,14 +138,14 @@ pub(crate) struct AnthropicErrorBody<'a> {
     #[serde(rename = "type")]
     kind: &'static str,
     error: AnthropicError,
-    /// Value of the response's `request-id`; absent within a stream.
+    /// Value of the response's `request-id`.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
 }
 
 /// An error of the Messages API.
 #[derive(Debug, Serialize, JsonSchema)]
-struct AnthropicError {
+pub(crate) struct AnthropicError {
     /// Kind of error.
     #[serde(rename = "type")]
     kind: &'static str,
@@ -148,9 +153,16 @@ struct AnthropicError {
     message: String,
 }
 
-/// The JSON of an error that is sent with this status.
-pub(crate) fn error_json(error: &ApiError, status: u16, request_id: Option<&str>) -> String {
-    let kind = match status {
+impl AnthropicError {
+    /// Returns the error as it is sent with this status.
+    pub(crate) fn new(error: &ApiError, status: u16) -> Self {
+        Self { kind: error_type(status), message: error.message() }
+    }
+}
+
+/// The type of an error with this status.
+fn error_type(status: u16) -> &'static str {
+    match status {
         401 => "authentication_error",
         403 => "permission_error",
         404 => "not_found_error",
@@ -160,8 +172,12 @@ pub(crate) fn error_json(error: &ApiError, status: u16, request_id: Option<&str>
         503 | 529 => "overloaded_error",
         500.. => "api_error",
         _ => "invalid_request_error",
-    };
-    let error = AnthropicError { kind, message: error.message() };
+    }
+}
+
+/// The JSON of an error that is sent with this status.
+pub(crate) fn error_json(error: &ApiError, status: u16, request_id: Option<&str>) -> String {
+    let error = AnthropicError::new(error, status);
     let body = AnthropicErrorBody { kind: "error", error, request_id };
     serde_json::to_string(&body).expect("strings can be written as JSON")
 }

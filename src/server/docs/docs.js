@@ -92,7 +92,8 @@ function answers(api, operation) {
     make("tr", "", make("td", "", make("code", "", status)), make("td", "", response.description)));
   const parts = [make("h3", "", "Statuses"), make("table", "", make("tbody", "", ...rows))];
   for (const [type, media] of Object.entries(operation.responses["200"].content ?? {})) {
-    const event = type === "text/event-stream" ? media.schema.properties.data.contentSchema : undefined;
+    const data = type === "text/event-stream" ? typesOf(api, media.schema.properties.data) : [];
+    const event = data.find((option) => option.contentSchema)?.contentSchema;
     const table = fieldTable(api, event ?? media.schema);
     parts.push(make("h3", "", `Answer: ${type}`));
     if (media.schema.description) parts.push(make("p", "soft", media.schema.description));

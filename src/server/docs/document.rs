@@ -127,7 +127,12 @@ fn content(answer: &Answer, schemas: &mut SchemaGenerator) -> Value {
         Answer::JsonOrEvents(reply, chunk) => {
             let about = "Server-sent events, each of this form: a chunk as JSON, and `[DONE]` at the end. If \
                          the generation fails, the last event is an error instead.";
-            json_or_events(reply(schemas), about, &[("data", json_string(chunk(schemas)))])
+            let data = json!({ "type": "string", "anyOf": [
+                { "const": "[DONE]" },
+                json_string(chunk(schemas)),
+                json_string(schemas.subschema_for::<ErrorBody>()),
+            ] });
+            json_or_events(reply(schemas), about, &[("data", data)])
         }
         Answer::JsonOrNamedEvents(reply, event) => {
             let about = "Server-sent events, each of this form: the type of the event, and the event as \
