@@ -30,6 +30,7 @@ CHECKS = [
     "missing_required_header",
     "unsupported_method",
 ]
+CONFIG = pathlib.Path(__file__).with_name("schemathesis.toml")
 HOOKS = pathlib.Path(__file__).with_name("schemathesis_hooks.py")
 REWARD = pathlib.Path(__file__).parents[2] / "models/nemotron-4-340b-reward"
 
@@ -89,8 +90,8 @@ class Server(Process):
 
     def test(self, *selection: str, **environment: str) -> int:
         tester = pathlib.Path(sys.executable).with_name("schemathesis")
-        run = [tester, "run", f"{self.root}/openapi.json", "--checks", ",".join(CHECKS), "--no-color"]
-        run += ["--phases", "examples,coverage,fuzzing", "--seed", "1"]
+        run = [tester, "--config-file", CONFIG, "run", f"{self.root}/openapi.json", "--no-color"]
+        run += ["--checks", ",".join(CHECKS), "--phases", "examples,coverage,fuzzing", "--seed", "1"]
         run += ["--continue-on-failure", "--warnings", "off", *selection]
         environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), **environment}
         return subprocess.run(run, env=environment, timeout=300).returncode
