@@ -96,25 +96,29 @@ fn tile_floats<const R: usize>(x: &Acts, first: usize, start: usize, floats: &[f
     let inputs: [&[f32]; R] = std::array::from_fn(|r| &x.floats[(first + r) * x.cols + start * 2..][..depth]);
     let mut totals = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: each row has 32 sums. A pair of `floats` is 64 weights, and the indices of its two inputs are
-    // below `depth`.
+    // below `depth`. The loops are over indices: whether iterators leave the sums in registers depends on what
+    // the compiler inlines.
     unsafe {
-        for (total, sums) in totals.iter_mut().zip(sums.chunks_exact(PANEL)) {
-            *total = [_mm512_loadu_ps(sums.as_ptr()), _mm512_loadu_ps(sums.as_ptr().add(16))];
+        for r in 0..R {
+            let at = sums.as_ptr().add(r * PANEL);
+            totals[r] = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
         }
-        for (pair, weights) in floats.chunks_exact(64).enumerate() {
-            for odd in [1, 0] {
-                let at = weights.as_ptr().add((1 - odd) * 32);
+        for pair in 0..depth / 2 {
+            for later in 0..2 {
+                // The second input comes first, and with it the first 32 weights of the pair.
+                let at = floats.as_ptr().add(pair * 64 + later * 32);
                 let w = [_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16))];
                 for r in 0..R {
-                    let value = _mm512_set1_ps(*inputs[r].as_ptr().add(pair * 2 + odd));
+                    let value = _mm512_set1_ps(*inputs[r].as_ptr().add(pair * 2 + 1 - later));
                     totals[r][0] = _mm512_fmadd_ps(w[0], value, totals[r][0]);
                     totals[r][1] = _mm512_fmadd_ps(w[1], value, totals[r][1]);
                 }
             }
         }
-        for (total, sums) in totals.iter().zip(sums.chunks_exact_mut(PANEL)) {
-            _mm512_storeu_ps(sums.as_mut_ptr(), total[0]);
-            _mm512_storeu_ps(sums.as_mut_ptr().add(16), total[1]);
+        for r in 0..R {
+            let at = sums.as_mut_ptr().add(r * PANEL);
+            _mm512_storeu_ps(at, totals[r][0]);
+            _mm512_storeu_ps(at.add(16), totals[r][1]);
         }
     }
 }

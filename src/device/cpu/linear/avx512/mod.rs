@@ -18,8 +18,9 @@ use super::super::e4m3::DecodeTables;
 use super::super::matrix::Packed;
 use super::Product;
 
-/// Rows from which on F32 multiply-adds are used if dot products are slow.
-const FLOAT_ROWS: usize = 3;
+/// Rows from which on F32 multiply-adds are used if dot products are slow: fewer do not repay the time to
+/// decode a panel to memory. Dot products compute one row less in one tile, whose weights they decode once.
+const FLOAT_ROWS: usize = 7;
 
 /// Whether dot products of BF16 pairs do more multiplications per second than F32 multiply-adds on this
 /// processor. AMD's cores start as many of both per cycle, and a dot product does twice the work. Intel's
@@ -30,9 +31,19 @@ pub(in super::super) fn pairs_are_fast() -> bool {
     vendor.as_flattened() == b"AuthenticAMD"
 }
 
+/// Floats of a cache line, which is as long as a vector.
+const LINE_FLOATS: usize = 16;
+
 /// Floats of scratch per thread that a product of `rows` rows needs.
 pub(super) fn scratch_floats(rows: usize) -> usize {
-    pairs::scratch_floats(rows).max(floats::scratch_floats(rows))
+    LINE_FLOATS + pairs::scratch_floats(rows).max(floats::scratch_floats(rows))
+}
+
+/// Returns the scratch memory from its first cache line on. Each load and store of a vector that lies in two
+/// lines would take the time of two.
+fn whole_lines(scratch: &mut [f32]) -> &mut [f32] {
+    let skipped = scratch.as_ptr().align_offset(LINE_FLOATS * size_of::<f32>());
+    &mut scratch[skipped..]
 }
 
 /// The distance of prefetched weights from those in use, in bytes.
@@ -111,6 +122,7 @@ impl PanelWeights for Bf16Panel {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
 pub(super) fn panels(product: &Product<'_>, panels: Range<usize>, scratch: &mut [f32]) {
     let elements = product.w.panel_elements();
+    let scratch = whole_lines(scratch);
     match &product.w.data {
         Packed::Bf16(values) => {
             let source = |panel| Bf16Panel(values[panel * elements..][..elements].as_ptr());
