@@ -90,14 +90,14 @@ fn tile_of(x: &Acts, first: usize, start: usize, floats: &[f32], sums: &mut [f32
 /// `start` the first pair.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512bf16")]
+#[expect(clippy::needless_range_loop, reason = "sums that an iterator borrows may not stay in registers")]
 fn tile_floats<const R: usize>(x: &Acts, first: usize, start: usize, floats: &[f32], sums: &mut [f32]) {
     assert_eq!(sums.len(), R * PANEL, "32 sums per row");
     let depth = floats.len() / PANEL;
     let inputs: [&[f32]; R] = std::array::from_fn(|r| &x.floats[(first + r) * x.cols + start * 2..][..depth]);
     let mut totals = [[_mm512_setzero_ps(); 2]; R];
     // SAFETY: each row has 32 sums. A pair of `floats` is 64 weights, and the indices of its two inputs are
-    // below `depth`. The loops are over indices: whether iterators leave the sums in registers depends on what
-    // the compiler inlines.
+    // below `depth`.
     unsafe {
         for r in 0..R {
             let at = sums.as_ptr().add(r * PANEL);

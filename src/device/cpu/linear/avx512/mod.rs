@@ -5,8 +5,8 @@
 //!
 //! - `pairs.rs`: dot products of BF16 pairs. They need the fewest instructions per weight, so that the speed
 //!   of memory limits a product of one or two rows on every processor.
-//! - `floats.rs`: F32 multiply-adds over a decoded panel, for more rows. [`pairs_are_fast`] says which
-//!   processors use pairs for these too.
+//! - `floats.rs`: F32 multiply-adds over a decoded panel, from [`FLOAT_ROWS`] rows on, unless
+//!   [`pairs_are_fast`].
 
 mod floats;
 mod pairs;
