@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::client::Reply;
 use super::test_server::{BOS, Setup, TestServer, config, merged};
 use crate::fake::FakeExecutor;
 
@@ -23,7 +22,7 @@ async fn last_event(server: &TestServer, path: &str, text: &str) -> String {
         _ => json!({ "messages": [{ "role": "user", "content": text }] }),
     };
     let limit = if path == "/v1/responses" { "max_output_tokens" } else { "max_tokens" };
-    let reply: Reply = server.post(path, merged(prompt, json!({ limit: 3, "stream": true }))).await;
+    let reply = server.post(path, merged(prompt, json!({ limit: 3, "stream": true }))).await;
     reply.text().trim_end().rsplit("data: ").next().unwrap().to_owned()
 }
 
@@ -51,8 +50,8 @@ async fn the_last_event_of_a_complete_and_of_a_failed_stream_is_documented() {
         let data = &content["text/event-stream"]["schema"]["properties"]["data"];
         let options = data["anyOf"].as_array().cloned().unwrap_or_else(|| vec![data.clone()]);
         let texts: Vec<_> = options.iter().filter_map(|option| option.get("const")).collect();
-        let forms: Vec<_> =
-            options.iter().flat_map(|option| forms(&document, &option["contentSchema"])).collect();
+        let schemas = options.iter().filter_map(|option| option.get("contentSchema"));
+        let forms: Vec<_> = schemas.flat_map(|schema| forms(&document, schema)).collect();
         for text in ["ab", "ab!"] {
             let last = last_event(&server, path, text).await;
             assert_eq!(last.contains("the model computed NaN"), text == "ab!", "{path}: {last}");
